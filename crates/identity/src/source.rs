@@ -1,0 +1,177 @@
+//! The identity a process speaks with, renewed while it runs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use carrick_model::{SpiffeId, TrustDomain};
+use carrick_runtime::Backoff;
+use tokio::sync::watch;
+
+use crate::{
+    ca::{CaError, EmbeddedCa},
+    peer::stamp,
+    svid::Svid,
+};
+
+/// The SVID a process speaks with, behind one pointer that rotation swaps.
+///
+/// Clones share it. A handshake takes whatever is current; connections that stand keep what they were made with, so
+/// rotation cuts nothing.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ca: EmbeddedCa,
+    id: SpiffeId,
+    lifetime: Duration,
+    current: ArcSwap<Svid>,
+    rotations: watch::Sender<u64>,
+}
+
+/// How long the renewal task may sleep without looking at the wall clock: timers stand still while a host is suspended
+/// and do not see the clock being set.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// First and longest pause after a failed renewal. Half of the lifetime is left when the first attempt is made.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl Identity {
+    /// An identity whose SVIDs the embedded CA issues, each for `lifetime`. The first one is issued here.
+    pub fn embedded(
+        ca: EmbeddedCa,
+        id: SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        let current = ArcSwap::from_pointee(ca.issue(&id, lifetime, now)?);
+        let rotations = watch::Sender::new(0);
+        Ok(Self { inner: Arc::new(Inner { ca, id, lifetime, current, rotations }) })
+    }
+
+    /// Who we are.
+    pub fn id(&self) -> SpiffeId {
+        self.inner.id.clone()
+    }
+
+    /// The trust domain we belong to.
+    pub fn trust_domain(&self) -> TrustDomain {
+        self.inner.id.trust_domain().clone()
+    }
+
+    /// The SVID of this moment.
+    pub fn current(&self) -> Arc<Svid> {
+        self.inner.current.load_full()
+    }
+
+    /// Counts the rotations; for gauges of the SVID's age, and for tests.
+    pub fn rotations(&self) -> watch::Receiver<u64> {
+        self.inner.rotations.subscribe()
+    }
+
+    /// Takes a fresh SVID with a fresh key. On an error the current one stays.
+    pub fn rotate(&self, now: SystemTime) -> Result<(), CaError> {
+        let svid = self.inner.ca.issue(&self.inner.id, self.inner.lifetime, now)?;
+        self.inner.current.store(Arc::new(svid));
+        self.inner.rotations.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Renews at half of each SVID's lifetime and retries with back-off. Never returns: `select!` it against the end
+    /// of the process.
+    pub async fn rotate_forever(&self) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let now = SystemTime::now();
+            let svid = self.current();
+            if !svid.is_due(now) {
+                let left = svid.renew_at().duration_since(now).unwrap_or_default();
+                tokio::time::sleep(left.min(LOOK)).await;
+                continue;
+            }
+            match self.rotate(now) {
+                Ok(()) => {
+                    backoff.reset();
+                    let until = stamp(self.current().not_after());
+                    tracing::info!(id = %self.inner.id, until, "SVID renewed");
+                }
+                Err(err) => {
+                    let pause = backoff.next_delay();
+                    let until = stamp(svid.not_after());
+                    tracing::warn!(id = %self.inner.id, until, ?pause, hint = %err.hint(),
+                        error = %chain(&err), "SVID not renewed, the current one stays in use");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// An error with its sources, as one line.
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(err) = source {
+        text.push_str(": ");
+        text.push_str(&err.to_string());
+        source = err.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(lifetime: Duration, now: SystemTime) -> (tempfile::TempDir, Identity) {
+        let dir = tempfile::tempdir().unwrap();
+        let td = TrustDomain::new("a.test").unwrap();
+        let ca = EmbeddedCa::open_or_create(dir.path(), &td, now).unwrap();
+        let id = SpiffeId::new("spiffe://a.test/carrick/gateway").unwrap();
+        (dir, Identity::embedded(ca, id, lifetime, now).unwrap())
+    }
+
+    #[test]
+    fn rotation_swaps_the_svid_for_all_clones() {
+        let now = SystemTime::now();
+        let (_dir, identity) = identity(Duration::from_secs(3_600), now);
+        let (clone, before) = (identity.clone(), identity.current());
+        clone.rotate(now + Duration::from_secs(60)).unwrap();
+        let after = identity.current();
+        assert_ne!(before.chain(), after.chain());
+        assert_ne!(before.private_key(), after.private_key(), "each SVID has a key of its own");
+        assert_eq!(after.not_after(), before.not_after() + Duration::from_secs(60));
+        assert_eq!(*identity.rotations().borrow(), 1);
+    }
+
+    #[test]
+    fn a_rotation_that_fails_leaves_the_current_svid() {
+        let now = SystemTime::now();
+        let (_dir, identity) = identity(Duration::from_secs(3_600), now);
+        let before = identity.current();
+        let err = identity.rotate(now + Duration::from_secs(20 * 365 * 86_400)).unwrap_err();
+        assert!(matches!(err, CaError::RootExpired { .. }));
+        assert!(Arc::ptr_eq(&before, &identity.current()));
+    }
+
+    #[tokio::test]
+    async fn the_renewal_task_renews_at_half_of_the_lifetime() {
+        let (_dir, identity) = identity(Duration::from_secs(2), SystemTime::now());
+        let (first, mut rotations) = (identity.current(), identity.rotations());
+        let renewed = async {
+            rotations.changed().await.unwrap();
+            SystemTime::now()
+        };
+        let at = tokio::select! {
+            () = identity.rotate_forever() => unreachable!("it never returns"),
+            at = tokio::time::timeout(Duration::from_secs(30), renewed) => at.unwrap(),
+        };
+        assert!(at >= first.renew_at(), "not before half of the life is over");
+        assert_ne!(identity.current().chain(), first.chain());
+    }
+}

@@ -1,0 +1,15 @@
+//! Life of a process: tasks that end, readiness, drain, back-off, racing, systemd notification.
+//!
+//! A part binds early, holds a [`ReadyGuard`] until it serves, and runs its tasks on a [`Tasks`]. To stop is to
+//! [`Tasks::stop`] (nothing new begins), [`Tasks::wait`] up to a deadline, and leave.
+
+mod backoff;
+pub mod notify;
+mod race;
+mod readiness;
+mod tasks;
+
+pub use backoff::Backoff;
+pub use race::{RaceError, race};
+pub use readiness::{Readiness, ReadyGuard};
+pub use tasks::Tasks;

@@ -1,0 +1,42 @@
+//! The data path: QUIC tunnels, flows, import listeners, export targets.
+//!
+//! ```text
+//!  client ──▶ listener ──▶ outbound ─┐                              ┌─▶ inbound ──▶ target
+//!             (TCP, Unix,            ├─▶ tunnel ═▶ lane ══ QUIC ══▶ │
+//!              UDP)      relay ◀─────┘   (dials)   (connection)     └─▶ relay
+//! ```
+//!
+//! | module | is for |
+//! |---|---|
+//! | [`gateway`] | the public face: admit and revoke, route and unroute, listen, drain, snapshots |
+//! | `listener` | import listeners: accept, or take datagrams, and hand them on |
+//! | `outbound` | one flow from here: route, tunnel, header, verdict, relay |
+//! | `inbound` | one flow to here: header, admission, target, verdict, relay |
+//! | `relay` | bytes between a local stream and a QUIC stream, half-close and reset mapped both ways |
+//! | `association` | datagrams between a local UDP socket and a tunnel |
+//! | `tunnel` | dials a peer's gateway and keeps it dialled |
+//! | `lane` | one QUIC connection: its flows, its control stream, its datagrams |
+//! | `windows` | receive windows of all tunnels within one bound |
+//! | `endpoint` | the one QUIC endpoint: configuration, accept loop |
+//! | `socket` | the one UDP socket: buffers, and batches of datagrams per system call |
+//! | `flow` | what is counted and logged of every flow |
+//!
+//! Decisions that need no IO live in `carrick-gateway-core`, whose module doc is the protocol.
+
+mod association;
+mod endpoint;
+mod flow;
+pub mod gateway;
+mod inbound;
+mod lane;
+mod listener;
+mod local;
+mod outbound;
+mod relay;
+mod settings;
+mod socket;
+mod tunnel;
+mod windows;
+
+pub use gateway::{Admission, ControlPlane, Gateway, GatewayError, ListenerKey, Route, TunnelSnapshot};
+pub use settings::{Congestion, Settings};

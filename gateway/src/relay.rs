@@ -1,0 +1,250 @@
+//! Bytes between a local stream and a QUIC stream.
+//!
+//! Both directions of a flow run in one task. Bytes are not copied in between: what is read from the local stream is handed
+//! to quinn as it is, and what quinn received is written with one vectored write. Back-pressure is the streams' own: a
+//! reader that stops fills its socket, then the stream's window, then the sender's socket.
+//!
+//! A FIN is mapped to a FIN. A reset, or a write to a local stream whose reader is gone, becomes RESET_STREAM and
+//! STOP_SENDING with [`ResetCode::Reset`], and the other end resets its local stream.
+
+use std::{
+    io::{self, IoSlice},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use carrick_gateway_core::{DropReason, ResetCode, Verdict};
+use futures::FutureExt;
+use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    flow::End,
+    lane::{Kill, Lane},
+    local::{LocalStream, ReadSide, WriteSide},
+};
+
+/// First read of a flow; small flows need no more.
+const FIRST_READ: usize = 4 << 10;
+/// Largest read: many datagrams' worth, and below malloc's threshold for mapping pages (128 KiB).
+const LARGEST_READ: usize = 96 << 10;
+/// Received pieces written at once; a piece is at most a packet.
+const PIECES: usize = 48;
+/// A local reader that takes nothing for so long counts as stalled (see `windows`).
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+/// The QUIC side of a flow.
+pub(crate) struct Stream {
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+}
+
+impl Stream {
+    /// Ends both directions with a code.
+    pub(crate) fn abort(&mut self, code: ResetCode) {
+        let code = var_int(code);
+        // Both fail only when the direction has ended already.
+        let _ended = self.send.reset(code);
+        let _ended = self.recv.stop(code);
+    }
+}
+
+pub(crate) fn var_int(code: ResetCode) -> VarInt {
+    VarInt::from_u32(code.code() as u32) // reset codes are single octets
+}
+
+/// Which way bytes go from the local stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tally<'a> {
+    /// Octets read from the local stream.
+    pub(crate) from_local: &'a AtomicU64,
+    /// Octets written to the local stream.
+    pub(crate) to_local: &'a AtomicU64,
+}
+
+/// Relays until both directions have ended, or one broke, or the flow is killed.
+///
+/// On anything but [`End::Closed`] the stream is aborted and the local stream reset.
+pub(crate) async fn relay(
+    mut local: LocalStream,
+    mut stream: Stream,
+    awaits: Verdicts<'_>,
+    tally: Tally<'_>,
+    lane: &Lane,
+    kill: &Kill,
+) -> End {
+    let pumping = async {
+        match &mut local {
+            LocalStream::Tcp(tcp) => {
+                let (read, write) = tcp.split();
+                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
+            }
+            LocalStream::Unix(unix) => {
+                let (read, write) = unix.split();
+                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
+            }
+        }
+    };
+    let end = tokio::select! {
+        biased;
+        code = kill.killed() => Err(DropReason::Stream(code)),
+        end = pumping => end,
+    };
+    match end {
+        Ok(()) => End::Closed,
+        Err(reason) => {
+            let code = match reason {
+                DropReason::Stream(code) => code,
+                _ => ResetCode::Reset,
+            };
+            stream.abort(code);
+            local.reset_on_drop();
+            End::Dropped(reason)
+        }
+    }
+}
+
+/// Whether the first octet from the tunnel is a verdict.
+pub(crate) enum Verdicts<'a> {
+    /// We gave it.
+    Given,
+    /// We wait for it, at most so long; then tell.
+    Awaited(Duration, &'a (dyn Fn() + Sync)),
+}
+
+async fn pump_both(
+    read: impl ReadSide,
+    write: impl WriteSide,
+    stream: &mut Stream,
+    awaits: Verdicts<'_>,
+    tally: Tally<'_>,
+    lane: &Lane,
+    kill: &Kill,
+) -> Result<(), DropReason> {
+    let Stream { send, recv } = stream;
+    let down = async {
+        if let Verdicts::Awaited(patience, tell) = awaits {
+            await_verdict(recv, patience).await?;
+            tell();
+        }
+        pump_down(recv, write, tally.to_local, lane, kill).await
+    };
+    tokio::try_join!(pump_up(read, send, tally.from_local), down).map(|((), ())| ())
+}
+
+/// Reads the verdict octet.
+pub(crate) async fn await_verdict(recv: &mut RecvStream, patience: Duration) -> Result<(), DropReason> {
+    let mut octet = [0];
+    match tokio::time::timeout(patience, recv.read_exact(&mut octet)).await {
+        Ok(Ok(())) => match Verdict::from_code(octet[0]) {
+            Verdict::Accepted => Ok(()),
+            refused => Err(DropReason::Verdict(refused)),
+        },
+        Ok(Err(quinn::ReadExactError::ReadError(error))) => Err(read_reason(&error)),
+        Ok(Err(quinn::ReadExactError::FinishedEarly(_))) | Err(_) => Err(DropReason::NoVerdict),
+    }
+}
+
+/// Local to tunnel.
+async fn pump_up(mut read: impl ReadSide, send: &mut SendStream, tally: &AtomicU64) -> Result<(), DropReason> {
+    let mut size = FIRST_READ;
+    loop {
+        read.readable().await.map_err(|_| DropReason::LocalReset)?;
+        // A buffer only now: a flow that waits has none.
+        let mut buffer = BytesMut::with_capacity(size);
+        // The half clears its readiness after a short read, so a request and its answer cost no extra system call.
+        let Some(read) = read.read_buf(&mut buffer).now_or_never() else { continue };
+        let n = read.map_err(|_| DropReason::LocalReset)?;
+        if n == 0 {
+            // Fails only when the peer has stopped the stream, and then there is nobody to tell.
+            let _stopped = send.finish();
+            return Ok(());
+        }
+        tally.fetch_add(n as u64, Ordering::Relaxed);
+        // What fills its buffer travels as it is; what does not is copied, so that little data does not hold much memory.
+        let piece = if n >= size / 2 { buffer.freeze() } else { Bytes::copy_from_slice(&buffer) };
+        if n == size {
+            size = (size * 2).min(LARGEST_READ);
+        } else if n < size / 8 {
+            size = (size / 2).max(FIRST_READ);
+        }
+        send.write_chunk(piece).await.map_err(|error| write_reason(&error))?;
+    }
+}
+
+/// Tunnel to local.
+async fn pump_down(
+    recv: &mut RecvStream,
+    mut write: impl WriteSide,
+    tally: &AtomicU64,
+    lane: &Lane,
+    kill: &Kill,
+) -> Result<(), DropReason> {
+    loop {
+        let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
+        let Some(n) = recv.read_chunks(&mut pieces).await.map_err(|error| read_reason(&error))? else {
+            // The client may have gone already; then there is nobody to tell.
+            let _shut = write.shutdown().await;
+            return Ok(());
+        };
+        let length: usize = pieces[..n].iter().map(Bytes::len).sum();
+        write_all(&mut pieces[..n], &mut write, lane, kill).await.map_err(|_| DropReason::LocalReset)?;
+        tally.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
+async fn write_all(mut pieces: &mut [Bytes], write: &mut impl WriteSide, lane: &Lane, kill: &Kill) -> io::Result<()> {
+    while !pieces.is_empty() {
+        let written = {
+            let slices: [IoSlice<'_>; PIECES] =
+                std::array::from_fn(|i| IoSlice::new(pieces.get(i).map_or(&[], |piece| piece)));
+            let writing = write.write_vectored(&slices[..pieces.len()]);
+            tokio::pin!(writing);
+            match tokio::time::timeout(STALLED_AFTER, &mut writing).await {
+                Ok(written) => written?,
+                Err(_stalled) => {
+                    let _counted = lane.stalled(kill);
+                    writing.await?
+                }
+            }
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        pieces = advance(pieces, written);
+    }
+    Ok(())
+}
+
+/// Skips what was written.
+fn advance(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
+    while written > 0 {
+        let Some(first) = pieces.first_mut() else { break };
+        let part = written.min(first.len());
+        first.advance(part);
+        written -= part;
+        if first.is_empty() {
+            pieces = &mut pieces[1..];
+        }
+    }
+    pieces
+}
+
+pub(crate) fn read_reason(error: &ReadError) -> DropReason {
+    match error {
+        ReadError::Reset(code) => DropReason::Stream(ResetCode::from_code(code.into_inner())),
+        ReadError::ConnectionLost(_) => DropReason::TunnelLost,
+        ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+            DropReason::Stream(ResetCode::Protocol)
+        }
+    }
+}
+
+pub(crate) fn write_reason(error: &WriteError) -> DropReason {
+    match error {
+        WriteError::Stopped(code) => DropReason::Stream(ResetCode::from_code(code.into_inner())),
+        WriteError::ConnectionLost(_) => DropReason::TunnelLost,
+        WriteError::ClosedStream | WriteError::ZeroRttRejected => DropReason::Stream(ResetCode::Protocol),
+    }
+}

@@ -1,0 +1,36 @@
+//! The per-domain proxy manager: DNS in both directions, peers, NetworkService, imports.
+//!
+//! ```text
+//!   importing side                                              exporting side
+//!   imports ──▶ peers ──▶ resolve                 control ──▶ server ──▶ exports
+//!      │  (core: Outbound)  │                        │            (core: Inbound) │
+//!      ▼                    └──── gRPC over mTLS ────┘                            ▼
+//!   DataPath::route/unroute                                    DataPath::admit/revoke
+//! ```
+//!
+//! | module | room |
+//! |---|---|
+//! | [`imports`] | the services of other domains that we use |
+//! | [`exports`] | the connections of other domains to what we offer |
+//! | [`peers`] | calls to other domains |
+//! | [`control`] | the listener for calls of other domains |
+//! | [`server`] | `networkservice.NetworkService` |
+//! | [`explain`] | the way from a name to a connection, step by step |
+//! | [`resolve`] | where a domain is |
+//! | [`dns`] | the daemon's own DNS server |
+//! | [`datapath`], [`catalogue`] | what the proxy asks of the gateway and of the registry |
+
+pub mod catalogue;
+pub mod control;
+pub mod datapath;
+pub mod dns;
+pub mod explain;
+pub mod exports;
+pub mod imports;
+mod io;
+pub mod peers;
+pub mod resolve;
+pub mod server;
+mod wire;
+
+pub use carrick_proxy_core::inbound::InboundSettings;

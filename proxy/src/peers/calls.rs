@@ -1,0 +1,249 @@
+//! What is asked of a peer. Everything here is idempotent, so a call that breaks on a connection that worked before is made
+//! once more on a new one: the peer may have restarted since.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use carrick_model::{Domain, Target, service::split_name};
+use carrick_proto::{
+    connection::Connection,
+    networkservice::{NetworkServiceRequest, network_service_client::NetworkServiceClient},
+    registry::{
+        NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
+        NetworkServiceQuery, network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient,
+        network_service_registry_client::NetworkServiceRegistryClient,
+    },
+};
+use futures::{Stream, StreamExt, stream};
+use serde::Serialize;
+use tokio::time::timeout;
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
+
+use super::{CALL_DEADLINE, Link, PeerFault, Peers, Role, fault};
+use crate::control::MAX_MESSAGE;
+
+/// Most items we take of one answer: a registry of a million is not listed to us by one query.
+const MAX_ITEMS: usize = 10_000;
+
+/// A change in a peer's registry.
+pub type WatchItem = NetworkServiceEndpointResponse;
+
+/// A service of another domain, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerService {
+    /// Its name, without a domain.
+    pub name: String,
+    /// What it carries, as its registry says.
+    pub payload: String,
+    /// The names of its endpoints.
+    pub endpoints: Vec<String>,
+}
+
+impl Peers {
+    /// The endpoints of a service of `domain`, as of now.
+    pub async fn find(
+        &self,
+        domain: &Domain,
+        service: &Target,
+    ) -> Result<Vec<NetworkServiceEndpoint>, PeerFault> {
+        let service = service.as_str();
+        self.call(domain, Role::Registry, "Find", |channel| find(channel, service)).await
+    }
+
+    /// Changes of the endpoints of a service of `domain`, beginning with what is there. Ends with a fault.
+    pub fn watch(
+        &self,
+        domain: &Domain,
+        service: &Target,
+    ) -> impl Stream<Item = Result<WatchItem, PeerFault>> + Send + use<> {
+        let (peers, domain, service) = (self.clone(), domain.clone(), service.clone());
+        let opened = async move {
+            let (_, pooled) = peers.pooled(&domain, Role::Registry).await?;
+            let broken = {
+                let (peers, domain, link) = (peers.clone(), domain.clone(), pooled.link.clone());
+                move |status: Status| peers.judge(&domain, &link, "Find (watch)", &status)
+            };
+            // Not under a deadline: a registry of NSM answers a watch only when there is something to tell.
+            let answer = registry(pooled.link.channel).find(query(service.as_str(), true)).await;
+            let changes = answer.map_err(&broken)?.into_inner();
+            let ended = {
+                let domain = domain.clone();
+                async move {
+                    let detail = "the peer ended the watch".to_owned();
+                    Err(PeerFault::BadAnswer { domain, call: "Find (watch)", detail })
+                }
+            };
+            Ok::<_, PeerFault>(changes.map(move |item| item.map_err(&broken)).chain(stream::once(ended)))
+        };
+        stream::once(opened).flat_map(|opened| match opened {
+            Ok(changes) => changes.left_stream(),
+            Err(fault) => stream::once(async { Err(fault) }).right_stream(),
+        })
+    }
+
+    /// Makes or renews a connection.
+    pub async fn request(
+        &self,
+        domain: &Domain,
+        request: NetworkServiceRequest,
+    ) -> Result<Connection, PeerFault> {
+        self.call(domain, Role::Connect, "Request", |channel| request_on(channel, request.clone())).await
+    }
+
+    /// Closes a connection.
+    pub async fn close(&self, domain: &Domain, connection: Connection) -> Result<(), PeerFault> {
+        self.call(domain, Role::Connect, "Close", |channel| close_on(channel, connection.clone())).await
+    }
+
+    /// What `domain` offers: all services with their endpoints, by name.
+    pub async fn services(&self, domain: &Domain) -> Result<Vec<PeerService>, PeerFault> {
+        let services = self.call(domain, Role::Registry, "Find (services)", find_services).await?;
+        let endpoints = self.call(domain, Role::Registry, "Find", |channel| find(channel, "")).await?;
+        let mut all: BTreeMap<String, PeerService> = BTreeMap::new();
+        let of = |name: &str| split_name(name).0.to_owned();
+        for service in services {
+            let name = of(&service.name);
+            all.insert(name.clone(), PeerService { name, payload: service.payload, endpoints: Vec::new() });
+        }
+        for endpoint in endpoints {
+            for service in &endpoint.network_service_names {
+                let name = of(service);
+                let entry = all.entry(name.clone()).or_insert_with(|| PeerService {
+                    name,
+                    payload: String::new(),
+                    endpoints: Vec::new(),
+                });
+                entry.endpoints.push(of(&endpoint.name));
+            }
+        }
+        Ok(all.into_values().collect())
+    }
+
+    async fn call<T, F, Fut>(
+        &self,
+        domain: &Domain,
+        role: Role,
+        call: &'static str,
+        rpc: F,
+    ) -> Result<T, PeerFault>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        let (_, first) = self.pooled(domain, role).await?;
+        let worked_before = first.proven.load(Relaxed);
+        let result = self.call_on(domain, &first.link, call, &rpc).await;
+        let broke = matches!(result, Err(PeerFault::Broken { .. }));
+        if broke && worked_before {
+            let (_, second) = self.pooled(domain, role).await?;
+            let result = self.call_on(domain, &second.link, call, &rpc).await;
+            return result.inspect(|_| Self::prove(&second));
+        }
+        result.inspect(|_| Self::prove(&first))
+    }
+
+    /// One call on one connection, under the deadline.
+    pub(crate) async fn call_on<T, F, Fut>(
+        &self,
+        domain: &Domain,
+        link: &Link,
+        call: &'static str,
+        rpc: F,
+    ) -> Result<T, PeerFault>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<T, Status>>,
+    {
+        match timeout(CALL_DEADLINE, rpc(link.channel.clone())).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(status)) => Err(self.judge(domain, link, call, &status)),
+            Err(_) => {
+                // The path may be dead without a word; the next call finds out on a new connection.
+                self.drop_link(domain, link);
+                Err(PeerFault::TimedOut { domain: domain.clone(), call, after: CALL_DEADLINE })
+            }
+        }
+    }
+
+    /// Whether the peer said no, or the connection broke, or the peer had refused us before we asked.
+    fn judge(&self, domain: &Domain, link: &Link, call: &'static str, status: &Status) -> PeerFault {
+        // A status without a source came over the wire.
+        let Some(source) = std::error::Error::source(status) else {
+            return fault::refused(domain, call, status);
+        };
+        if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+            return PeerFault::TimedOut { domain: domain.clone(), call, after: CALL_DEADLINE };
+        }
+        self.drop_link(domain, link);
+        let reason = link.cause.get();
+        let alert = reason.and_then(|e| fault::alert_in(e)).or_else(|| fault::alert_in(source));
+        let (domain, addr) = (domain.clone(), link.addr);
+        if let Some(alert) = alert.filter(|a| fault::speaks_of_certificate(*a)) {
+            return PeerFault::NotAccepted { domain, addr, alert: format!("{alert:?}") };
+        }
+        let detail = reason.map_or_else(|| crate::server::chain(source), ToString::to_string);
+        PeerFault::Broken { domain, addr, call, detail }
+    }
+}
+
+/// Asks for a connection.
+pub(crate) async fn request_on(
+    channel: Channel,
+    request: NetworkServiceRequest,
+) -> Result<Connection, Status> {
+    connect(channel).request(with_deadline(request)).await.map(tonic::Response::into_inner)
+}
+
+/// Closes one.
+pub(crate) async fn close_on(channel: Channel, connection: Connection) -> Result<(), Status> {
+    connect(channel).close(with_deadline(connection)).await.map(tonic::Response::into_inner)
+}
+
+/// The endpoints of a service; of all services when `service` is empty.
+pub(crate) async fn find(channel: Channel, service: &str) -> Result<Vec<NetworkServiceEndpoint>, Status> {
+    let answer = registry(channel).find(with_deadline(query(service, false))).await?;
+    collect(answer.into_inner(), |r: NetworkServiceEndpointResponse| r.network_service_endpoint).await
+}
+
+async fn find_services(channel: Channel) -> Result<Vec<NetworkService>, Status> {
+    let query = NetworkServiceQuery { network_service: Some(NetworkService::default()), watch: false };
+    let mut client = NetworkServiceRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let answer = client.find(with_deadline(query)).await?;
+    collect(answer.into_inner(), |r| r.network_service).await
+}
+
+async fn collect<R, T>(mut answer: Streaming<R>, item: impl Fn(R) -> Option<T>) -> Result<Vec<T>, Status> {
+    let mut all = Vec::new();
+    while let Some(response) = answer.message().await? {
+        all.extend(item(response));
+        if all.len() >= MAX_ITEMS {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
+    let names = if service.is_empty() { Vec::new() } else { vec![service.to_owned()] };
+    let pattern = NetworkServiceEndpoint { network_service_names: names, ..Default::default() };
+    NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern), watch }
+}
+
+/// The peer is told how long we wait, so that it does not work for nobody.
+fn with_deadline<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_DEADLINE.saturating_sub(Duration::from_millis(100)));
+    request
+}
+
+fn registry(channel: Channel) -> NetworkServiceEndpointRegistryClient<Channel> {
+    NetworkServiceEndpointRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
+fn connect(channel: Channel) -> NetworkServiceClient<Channel> {
+    NetworkServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}

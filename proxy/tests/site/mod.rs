@@ -1,0 +1,352 @@
+//! A whole domain in a test: its CA, its control listener, a small registry, its imports and exports, and a data path that
+//! writes down what it is told. Everything but the data path and the registry's store is the real thing.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use carrick_identity::{EmbeddedCa, Identity, TrustStore};
+use carrick_model::{ConnectionId, Domain, ExportTarget, ServiceName, SpiffeId, TrustDomain};
+use carrick_proto::registry::{
+    NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse, NetworkServiceLabels,
+    network_service_endpoint_registry_server::{
+        NetworkServiceEndpointRegistry, NetworkServiceEndpointRegistryServer,
+    },
+};
+use carrick_proxy::{
+    catalogue::LocalExport,
+    control::ControlListener,
+    datapath::{Admission, DataPath, Route},
+    explain::Explainer,
+    exports::Exports,
+    imports::{Import, ImportStatus, Imports},
+    peers::{Peers, TrustMap},
+    resolve::{Resolver, ResolverSettings, StaticPeer},
+    server::NetworkServer,
+};
+use carrick_proxy_core::inbound::InboundSettings;
+use carrick_runtime::Tasks;
+use carrick_telemetry::Metrics;
+use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::JoinHandle};
+use tonic::{Request, Response, Status, service::Routes};
+
+/// Longest wait for something that happens within a second or so.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Waits until `check` gives something.
+pub async fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < end, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[derive(Default)]
+pub struct Recorder {
+    pub admitted: Mutex<HashMap<ConnectionId, Admission>>,
+    pub revoked: Mutex<Vec<(ConnectionId, String)>>,
+    pub routes: Mutex<HashMap<ServiceName, Route>>,
+    pub unrouted: Mutex<Vec<String>>,
+}
+
+impl DataPath for Recorder {
+    fn admit(&self, admission: Admission) {
+        self.admitted.lock().insert(admission.id, admission);
+    }
+
+    fn revoke(&self, id: ConnectionId, why: &str) {
+        assert!(self.admitted.lock().remove(&id).is_some(), "revoked what was not admitted");
+        self.revoked.lock().push((id, why.to_owned()));
+    }
+
+    fn route(&self, import: &ServiceName, route: Route) {
+        assert!(!route.gateways.is_empty());
+        self.routes.lock().insert(import.clone(), route);
+    }
+
+    fn unroute(&self, import: &ServiceName, why: &str) {
+        self.routes.lock().remove(import);
+        self.unrouted.lock().push(why.to_owned());
+    }
+}
+
+/// A domain. Dropping it stops it.
+pub struct Site {
+    pub domain: Domain,
+    pub trust: TrustStore,
+    pub resolver: Resolver,
+    pub datapath: Arc<Recorder>,
+    pub metrics: Metrics,
+    pub peers: Peers,
+    pub imports: Imports,
+    pub exports: Exports,
+    pub control: SocketAddr,
+    pub registry: watch::Sender<Vec<NetworkServiceEndpoint>>,
+    pub tasks: Tasks,
+    pub max_lease: Duration,
+    identity: Identity,
+    serving: JoinHandle<()>,
+    _state: tempfile::TempDir,
+}
+
+impl Site {
+    pub async fn new(domain: &str) -> Self {
+        Self::with_lease(domain, Duration::from_secs(600)).await
+    }
+
+    pub async fn with_lease(domain: &str, max_lease: Duration) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let domain: Domain = domain.parse().unwrap();
+        let td = TrustDomain::new(domain.as_str()).unwrap();
+        let now = SystemTime::now();
+        let ca = EmbeddedCa::open_or_create(state.path(), &td, now).unwrap();
+        let trust = TrustStore::new();
+        trust.set(ca.bundle()).unwrap();
+        let id = SpiffeId::new(format!("spiffe://{td}/carrick/gateway")).unwrap();
+        let identity = Identity::embedded(ca, id, Duration::from_secs(3600), now).unwrap();
+        let listener = ControlListener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let control = listener.local_addr();
+        let metrics = Metrics::new();
+        // A server that does not answer: what is not under `peers:` is not found.
+        let settings = ResolverSettings {
+            servers: vec!["127.0.0.1:1".parse().unwrap()],
+            timeout: Duration::from_millis(100),
+            attempts: 1,
+            ..ResolverSettings::default()
+        };
+        let resolver = Resolver::new(settings, metrics.clone()).unwrap();
+        let tasks = Tasks::new();
+        let peers = Peers::new(identity.clone(), trust.clone(), TrustMap::new(), resolver.clone(), &tasks);
+        let datapath = Arc::new(Recorder::default());
+        let dp: Arc<dyn DataPath> = datapath.clone();
+        let imports = Imports::new(domain.clone(), peers.clone(), dp, tasks.child(), metrics.clone());
+        let registry = watch::Sender::new(Vec::new());
+        let (exports, serving) =
+            serve(&domain, max_lease, &datapath, &trust, &identity, &registry, &tasks, &metrics, listener);
+        Self {
+            domain,
+            trust,
+            resolver,
+            datapath,
+            metrics,
+            peers,
+            imports,
+            exports,
+            control,
+            registry,
+            tasks,
+            max_lease,
+            identity,
+            serving,
+            _state: state,
+        }
+    }
+
+    /// Stops serving, forgets who is connected, and serves again at the same address.
+    pub async fn restart_server(&mut self) {
+        let domain = self.domain.clone();
+        self.stop_server().await;
+        self.datapath.admitted.lock().clear();
+        self.tasks = Tasks::new();
+        let listener = ControlListener::bind(self.control).await.unwrap();
+        let exports = self.exports.list();
+        (self.exports, self.serving) = serve(
+            &domain,
+            self.max_lease,
+            &self.datapath,
+            &self.trust,
+            &self.identity,
+            &self.registry,
+            &self.tasks,
+            &self.metrics,
+            listener,
+        );
+        self.exports.set(exports);
+    }
+
+    pub async fn stop_server(&mut self) {
+        self.tasks.stop();
+        (&mut self.serving).await.unwrap();
+    }
+
+    /// From now on this domain trusts `other` and knows where it is.
+    pub fn knows(&self, other: &Self) {
+        self.trusts(other);
+        self.finds(&other.domain, other.control);
+    }
+
+    pub fn trusts(&self, other: &Self) {
+        let td = other.identity.trust_domain();
+        self.trust.set((*other.trust.get(&td).unwrap()).clone()).unwrap();
+    }
+
+    pub fn finds(&self, domain: &Domain, control: SocketAddr) {
+        self.resolver.set_peers(vec![StaticPeer {
+            domain: domain.clone(),
+            control: vec![control.into()],
+            tunnel: vec![],
+        }]);
+    }
+
+    /// Exports `service` under one endpoint for each of `names`, in the registry too.
+    pub fn offers(&self, service: &str, names: &[&str], allow: &[&str]) {
+        let target: ExportTarget = "tcp://10.0.0.5:5432".parse().unwrap();
+        let export = |name: &&str| LocalExport {
+            endpoint: (*name).to_owned(),
+            service: service.parse().unwrap(),
+            payload: target.payload(),
+            target: target.clone(),
+            allow: allow.iter().map(|p| p.parse().unwrap()).collect(),
+        };
+        self.exports.set(names.iter().map(export).collect());
+        self.registry.send_replace(names.iter().map(|n| endpoint(n, service)).collect());
+    }
+
+    pub fn import(&self, service: &str) -> ServiceName {
+        let service: ServiceName = service.parse().unwrap();
+        self.imports.add(Import { service: service.clone(), payload: None }).unwrap();
+        service
+    }
+
+    pub fn explainer(&self) -> Explainer {
+        Explainer::new(self.peers.clone(), self.exports.clone())
+    }
+
+    pub fn status(&self, service: &ServiceName) -> ImportStatus {
+        self.imports.snapshot().into_iter().find(|i| &i.service == service).unwrap()
+    }
+
+    pub async fn up(&self, service: &ServiceName) -> Route {
+        eventually("the import comes up", || self.datapath.routes.lock().get(service).cloned()).await
+    }
+
+    /// The status once the import is down with a fault of this kind.
+    pub async fn down_with(&self, service: &ServiceName, kind: &str) -> ImportStatus {
+        let down = eventually("the import is down", || {
+            let status = self.status(service);
+            let fault = status.last_fault.as_ref()?;
+            (fault.kind == kind && !status.state.is_up()).then_some(status)
+        });
+        let result = tokio::time::timeout(PATIENCE - Duration::from_secs(1), down).await;
+        result.unwrap_or_else(|_| panic!("not down with `{kind}` but {:?}", self.status(service)))
+    }
+
+    /// How many handshakes of others were refused, for whatever reason.
+    pub fn handshakes_refused(&self) -> u64 {
+        let lines = self.metrics.encode();
+        let of = |l: &str| l.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+        lines.lines().filter(|l| l.starts_with("carrick_control_handshakes_refused_total")).map(of).sum()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "it is what `new` and `restart_server` share")]
+fn serve(
+    domain: &Domain,
+    max_lease: Duration,
+    datapath: &Arc<Recorder>,
+    trust: &TrustStore,
+    identity: &Identity,
+    registry: &watch::Sender<Vec<NetworkServiceEndpoint>>,
+    tasks: &Tasks,
+    metrics: &Metrics,
+    listener: ControlListener,
+) -> (Exports, JoinHandle<()>) {
+    let mut settings = InboundSettings::new(domain.clone());
+    settings.max_lease = max_lease;
+    let tunnel = vec!["127.0.0.1:9".parse().unwrap()];
+    let dp: Arc<dyn DataPath> = datapath.clone();
+    let exports = Exports::new(settings, tunnel, dp, trust, tasks, metrics.clone());
+    let mut routes = Routes::builder();
+    routes.add_service(NetworkServer::new(exports.clone(), metrics.clone()).into_service());
+    routes.add_service(NetworkServiceEndpointRegistryServer::new(Registry(registry.subscribe())));
+    let (identity, trust, tasks, metrics) = (identity.clone(), trust.clone(), tasks.clone(), metrics.clone());
+    let serving = tokio::spawn(async move {
+        listener.serve(routes.routes(), &identity, &trust, tasks, metrics).await;
+    });
+    (exports, serving)
+}
+
+fn endpoint(name: &str, service: &str) -> NetworkServiceEndpoint {
+    let labels: BTreeMap<String, String> =
+        [("carrick.port", "5432"), ("carrick.payload", "TCP")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    NetworkServiceEndpoint {
+        name: name.to_owned(),
+        network_service_names: vec![service.to_owned()],
+        network_service_labels: [(service.to_owned(), NetworkServiceLabels { labels })].into(),
+        ..Default::default()
+    }
+}
+
+/// Find of one list, with watch.
+struct Registry(watch::Receiver<Vec<NetworkServiceEndpoint>>);
+
+type Found = std::pin::Pin<Box<dyn Stream<Item = Result<NetworkServiceEndpointResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl NetworkServiceEndpointRegistry for Registry {
+    type FindStream = Found;
+
+    async fn register(
+        &self,
+        _: Request<NetworkServiceEndpoint>,
+    ) -> Result<Response<NetworkServiceEndpoint>, Status> {
+        Err(Status::unimplemented("not in these tests"))
+    }
+
+    async fn unregister(&self, _: Request<NetworkServiceEndpoint>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("not in these tests"))
+    }
+
+    async fn find(
+        &self,
+        request: Request<NetworkServiceEndpointQuery>,
+    ) -> Result<Response<Found>, Status> {
+        let query = request.into_inner();
+        let wanted = query.network_service_endpoint.unwrap_or_default().network_service_names;
+        let mut list = self.0.clone();
+        let fits = move |e: &NetworkServiceEndpoint| {
+            wanted.iter().all(|w| e.network_service_names.contains(w))
+        };
+        let told = |endpoint: &NetworkServiceEndpoint, deleted| {
+            Ok(NetworkServiceEndpointResponse { network_service_endpoint: Some(endpoint.clone()), deleted })
+        };
+        let mut before: Vec<_> = list.borrow_and_update().iter().filter(|e| fits(e)).cloned().collect();
+        let first: Vec<_> = before.iter().map(|e| told(e, false)).collect();
+        if !query.watch {
+            return Ok(Response::new(stream::iter(first).boxed()));
+        }
+        let (changes, rest) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(async move {
+            while list.changed().await.is_ok() {
+                let after: Vec<_> = list.borrow_and_update().iter().filter(|e| fits(e)).cloned().collect();
+                let gone = before.iter().filter(|e| !after.contains(e)).map(|e| told(e, true));
+                let new = after.iter().filter(|e| !before.contains(e)).map(|e| told(e, false));
+                for change in new.chain(gone).collect::<Vec<_>>() {
+                    if changes.send(change).await.is_err() {
+                        return;
+                    }
+                }
+                before = after;
+            }
+        });
+        let rest = stream::unfold(rest, |mut rx| async move { rx.recv().await.map(|item| (item, rx)) });
+        Ok(Response::new(stream::iter(first).chain(rest).boxed()))
+    }
+}

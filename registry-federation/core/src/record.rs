@@ -1,0 +1,64 @@
+//! What the catalogue keeps of an object.
+
+use std::time::Instant;
+
+use crate::filter::{Audience, Object};
+
+/// The number of a change. Each is higher than all before it; 0 is the empty catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Revision(pub(crate) u64);
+
+impl Revision {
+    /// The number itself.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn advance(&mut self) -> Self {
+        self.0 += 1;
+        *self
+    }
+}
+
+/// An object on its way into the catalogue.
+#[derive(Debug, Clone)]
+pub struct Registration<T> {
+    /// The object as it goes over the wire.
+    pub object: T,
+    /// Who may see it.
+    pub audience: Audience,
+    /// When it is dropped unless it is registered again; `None` for what the domain itself offers.
+    pub expires: Option<Instant>,
+}
+
+/// An object in the catalogue. Never changes: a change is a new record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record<T> {
+    /// The object as it goes over the wire.
+    pub object: T,
+    /// Who may see it.
+    pub audience: Audience,
+    /// When its lease ends, if it has one.
+    pub expires: Option<Instant>,
+    /// The change that made the record what it is.
+    pub revision: Revision,
+}
+
+/// Why an object is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// The name is the key, and it is empty. The caller has to name the object.
+    #[error("a {0} needs a name to be registered")]
+    NoName(&'static str),
+}
+
+impl<T: Object> Registration<T> {
+    /// The record this becomes at `revision`.
+    pub(crate) fn into_record(mut self, revision: Revision) -> Result<Record<T>, RegisterError> {
+        if self.object.name().is_empty() {
+            return Err(RegisterError::NoName(T::WHAT));
+        }
+        self.object.fill_defaults();
+        Ok(Record { object: self.object, audience: self.audience, expires: self.expires, revision })
+    }
+}

@@ -1,0 +1,271 @@
+//! All objects of one kind, what they are found by, and who watches them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+    time::Instant,
+};
+
+use crate::{
+    filter::{Audience, Filter, Object},
+    pending::Pending,
+    record::{Record, Revision},
+    term::{Term, Terms},
+    walk::{Step, Update, Walk},
+};
+
+/// A watch of one catalogue, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WatchId(pub(crate) u64);
+
+/// The objects of one kind. Trees rather than hash maps: the order is the same in every run, and walks need it.
+#[derive(Debug)]
+pub struct Shelf<T> {
+    records: BTreeMap<Arc<str>, Arc<Record<T>>>,
+    /// Names by term, except for `Name` and `Any`, which `records` answers.
+    postings: BTreeMap<Term, BTreeSet<Arc<str>>>,
+    leases: BTreeSet<(Instant, Arc<str>)>,
+    watches: BTreeMap<WatchId, Watch<T>>,
+    /// Watches by the one term that each follows.
+    watching: BTreeMap<Term, BTreeSet<WatchId>>,
+}
+
+#[derive(Debug)]
+struct Watch<T> {
+    walk: Walk<T>,
+    /// Whether the walk has more to find; what it has yet to reach is not pending.
+    walking: bool,
+    pending: Pending<T>,
+    /// Whether the watcher was told that there is nothing, and so waits to be woken.
+    idle: bool,
+}
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Self {
+        Self {
+            records: BTreeMap::new(),
+            postings: BTreeMap::new(),
+            leases: BTreeSet::new(),
+            watches: BTreeMap::new(),
+            watching: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T: Object> Shelf<T> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Record<T>>> {
+        self.records.get(name)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn next_lease(&self) -> Option<Instant> {
+        self.leases.first().map(|(at, _)| *at)
+    }
+
+    /// The first name whose lease has ended at `now`.
+    pub(crate) fn lapsed(&self, now: Instant) -> Option<Arc<str>> {
+        self.leases.first().filter(|(at, _)| *at <= now).map(|(_, name)| Arc::clone(name))
+    }
+
+    /// Adds or replaces a record and tells the watches; those that were idle go to `woken`.
+    pub(crate) fn put(&mut self, record: Record<T>, woken: &mut BTreeSet<WatchId>) {
+        let record = Arc::new(record);
+        let name: Arc<str> = record.object.name().into();
+        let old = self.records.insert(Arc::clone(&name), Arc::clone(&record));
+        if let Some(old) = &old {
+            self.unindex(&name, old);
+        }
+        self.index(&name, &record);
+        let (old, new, revision) = (old.as_ref(), Some(&record), record.revision);
+        self.notify(&Change { name: &name, old, new, revision, tell_all: true }, woken);
+    }
+
+    /// Replaces the audience only: whoever saw the object before and after is not told.
+    pub(crate) fn set_audience(
+        &mut self,
+        name: &str,
+        audience: Audience,
+        revision: Revision,
+        woken: &mut BTreeSet<WatchId>,
+    ) -> bool {
+        let Some((name, old)) = self.records.get_key_value(name).map(|(n, r)| (Arc::clone(n), Arc::clone(r)))
+        else {
+            return false;
+        };
+        let record = Arc::new(Record { audience, revision, ..Record::clone(&old) });
+        self.records.insert(Arc::clone(&name), Arc::clone(&record));
+        let (old, new) = (Some(&old), Some(&record));
+        self.notify(&Change { name: &name, old, new, revision, tell_all: false }, woken);
+        true
+    }
+
+    /// Removes a record and tells the watches.
+    pub(crate) fn remove(
+        &mut self,
+        name: &str,
+        revision: Revision,
+        woken: &mut BTreeSet<WatchId>,
+    ) -> Option<Arc<Record<T>>> {
+        let (name, old) = self.records.remove_entry(name)?;
+        self.unindex(&name, &old);
+        self.notify(&Change { name: &name, old: Some(&old), new: None, revision, tell_all: true }, woken);
+        Some(old)
+    }
+
+    fn index(&mut self, name: &Arc<str>, record: &Record<T>) {
+        for term in record.object.terms() {
+            if !matches!(term, Term::Name(_) | Term::Any) {
+                self.postings.entry(term).or_default().insert(Arc::clone(name));
+            }
+        }
+        if let Some(at) = record.expires {
+            self.leases.insert((at, Arc::clone(name)));
+        }
+    }
+
+    fn unindex(&mut self, name: &Arc<str>, record: &Record<T>) {
+        for term in record.object.terms() {
+            remove_from(&mut self.postings, &term, name);
+        }
+        if let Some(at) = record.expires {
+            self.leases.remove(&(at, Arc::clone(name)));
+        }
+    }
+
+    /// The term of `query` that the fewest objects have; among equals the one that narrows most by its kind.
+    pub(crate) fn rarest(&self, query: &T) -> Term {
+        query.terms().into_iter().min_by_key(|term| self.candidates(term)).unwrap_or(Term::Any)
+    }
+
+    /// How many objects have `term`.
+    pub(crate) fn candidates(&self, term: &Term) -> usize {
+        match term {
+            Term::Any => self.records.len(),
+            Term::Name(name) => usize::from(self.records.contains_key(&**name)),
+            indexed => self.postings.get(indexed).map_or(0, BTreeSet::len),
+        }
+    }
+
+    /// The first object in name order that has `term` and comes after `after`.
+    pub(crate) fn next_along(
+        &self,
+        term: &Term,
+        after: Option<&str>,
+    ) -> Option<(&Arc<str>, &Arc<Record<T>>)> {
+        let rest = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        match term {
+            Term::Any => self.records.range::<str, _>(rest).next(),
+            Term::Name(name) => {
+                self.records.get_key_value(&**name).filter(|_| after.is_none_or(|after| after < &**name))
+            }
+            indexed => {
+                let name = self.postings.get(indexed)?.range::<str, _>(rest).next()?;
+                self.records.get_key_value(name)
+            }
+        }
+    }
+
+    pub(crate) fn subscribe(&mut self, id: WatchId, filter: Filter<T>) {
+        let walk = Walk::new(filter, self);
+        self.watching.entry(walk.along().clone()).or_default().insert(id);
+        self.watches.insert(id, Watch { walk, walking: true, pending: Pending::default(), idle: false });
+    }
+
+    pub(crate) fn unsubscribe(&mut self, id: WatchId) -> bool {
+        let Some(watch) = self.watches.remove(&id) else {
+            return false;
+        };
+        remove_from(&mut self.watching, watch.walk.along(), &id);
+        true
+    }
+
+    pub(crate) fn watch_count(&self) -> usize {
+        self.watches.len()
+    }
+
+    pub(crate) fn pending_len(&self, id: WatchId) -> usize {
+        self.watches.get(&id).map_or(0, |watch| watch.pending.len())
+    }
+
+    /// The next update of a watch: the walk first, then what changed behind it.
+    pub(crate) fn poll_update(&mut self, id: WatchId) -> Step<Update<T>> {
+        // Taken out so that the walk can read the shelf.
+        let Some(mut watch) = self.watches.remove(&id) else {
+            return Step::Idle;
+        };
+        let step = watch.poll(self);
+        self.watches.insert(id, watch);
+        step
+    }
+
+    fn notify(&mut self, change: &Change<'_, T>, woken: &mut BTreeSet<WatchId>) {
+        if self.watches.is_empty() {
+            return;
+        }
+        // Each watch follows one term, so none is met twice.
+        let records = change.old.into_iter().chain(change.new);
+        let terms: Terms = records.flat_map(|record| record.object.terms()).collect();
+        for id in terms.iter().filter_map(|term| self.watching.get(term)).flatten() {
+            if self.watches.get_mut(id).is_some_and(|watch| watch.note(change)) {
+                woken.insert(*id);
+            }
+        }
+    }
+}
+
+fn remove_from<K: Ord, V: Ord>(sets: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            sets.remove(key);
+        }
+    }
+}
+
+/// What happened to an object.
+struct Change<'a, T> {
+    name: &'a Arc<str>,
+    old: Option<&'a Arc<Record<T>>>,
+    new: Option<&'a Arc<Record<T>>>,
+    revision: Revision,
+    /// Whether those who see the object before and after are told. NSM tells them of every registration, a refresh
+    /// included.
+    tell_all: bool,
+}
+
+impl<T: Object> Watch<T> {
+    fn poll(&mut self, shelf: &Shelf<T>) -> Step<Update<T>> {
+        if self.walking {
+            match self.walk.step(shelf) {
+                Step::Item(record) => return Step::Item(Update::Present(record)),
+                Step::Busy => return Step::Busy,
+                Step::Idle => self.walking = false,
+            }
+        }
+        let update = self.pending.pop();
+        self.idle = update.is_none();
+        update.map_or(Step::Idle, Step::Item)
+    }
+
+    /// Takes a change in; true when the watcher has to be woken for it.
+    fn note(&mut self, change: &Change<'_, T>) -> bool {
+        if self.walking && !self.walk.is_past(change.name) {
+            return false;
+        }
+        let filter = self.walk.filter();
+        let in_view = |record: &&Arc<Record<T>>| filter.admits(&record.object, &record.audience);
+        let before = change.old.filter(in_view);
+        let update = match (before, change.new.filter(in_view)) {
+            (None, None) => return false,
+            (Some(_), Some(_)) if !change.tell_all => return false,
+            (_, Some(is)) => Update::Present(Arc::clone(is)),
+            (Some(was), None) => Update::Gone { last: Arc::clone(was), revision: change.revision },
+        };
+        self.pending.note(change.name, before.is_some(), update);
+        std::mem::take(&mut self.idle)
+    }
+}

@@ -1,0 +1,93 @@
+//! Going through a view in name order, in steps that each take a bounded time.
+
+use std::sync::Arc;
+
+use crate::{
+    filter::{Filter, Object},
+    record::{Record, Revision},
+    shelf::Shelf,
+    term::Term,
+};
+
+/// How many candidates a step looks at before it lets others have the catalogue. One costs about 0.3 µs among 100,000
+/// objects (`examples/catalogue_speed.rs`), so a step takes less than 100 µs even where an audience hides everything.
+const CANDIDATES_PER_STEP: usize = 256;
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step<I> {
+    /// An item; there may be more.
+    Item(I),
+    /// None yet: step again, after others had their turn.
+    Busy,
+    /// None now. A walk has ended; a watch has news when [`Event::News`](crate::Event::News) says so.
+    Idle,
+}
+
+/// A change of a view.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Update<T> {
+    /// The object is in the view, in this state.
+    Present(Arc<Record<T>>),
+    /// The object left the view.
+    Gone {
+        /// The object as it was last in the view.
+        last: Arc<Record<T>>,
+        /// The change that took it away.
+        revision: Revision,
+    },
+}
+
+impl<T> Update<T> {
+    /// The object concerned.
+    pub fn record(&self) -> &Arc<Record<T>> {
+        match self {
+            Self::Present(record) | Self::Gone { last: record, .. } => record,
+        }
+    }
+}
+
+/// A walk through the view of a filter. It belongs to its caller and costs the catalogue nothing.
+///
+/// Objects that are in the view all the time are found exactly once, in name order; of those that come or go meanwhile
+/// some are found.
+#[derive(Debug, Clone)]
+pub struct Walk<T> {
+    filter: Filter<T>,
+    along: Term,
+    /// The last name looked at.
+    after: Option<Arc<str>>,
+}
+
+impl<T: Object> Walk<T> {
+    pub(crate) fn new(filter: Filter<T>, shelf: &Shelf<T>) -> Self {
+        Self { along: shelf.rarest(&filter.query), filter, after: None }
+    }
+
+    pub(crate) fn filter(&self) -> &Filter<T> {
+        &self.filter
+    }
+
+    /// The term it follows: every object it can find has it.
+    pub(crate) fn along(&self) -> &Term {
+        &self.along
+    }
+
+    /// Whether objects of this name were looked at already.
+    pub(crate) fn is_past(&self, name: &str) -> bool {
+        self.after.as_deref().is_some_and(|after| name <= after)
+    }
+
+    pub(crate) fn step(&mut self, shelf: &Shelf<T>) -> Step<Arc<Record<T>>> {
+        for _ in 0..CANDIDATES_PER_STEP {
+            let Some((name, record)) = shelf.next_along(&self.along, self.after.as_deref()) else {
+                return Step::Idle;
+            };
+            self.after = Some(Arc::clone(name));
+            if self.filter.admits(&record.object, &record.audience) {
+                return Step::Item(Arc::clone(record));
+            }
+        }
+        Step::Busy
+    }
+}

@@ -1,0 +1,224 @@
+//! What a flow may rely on: every byte, both directions apart, ends that mean what they say, and its own pace.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use carrick_tests::lab::{LAN_APP, MESH, Mesh, TcpApp, UdpEcho, echoes, needs};
+
+const UP: Duration = Duration::from_secs(15);
+const IMPORT: u16 = 17000;
+
+/// One TCP service, imported.
+fn mesh() -> Mesh {
+    let mesh = Mesh::start(
+        |a| a.import("app@onprem.test", &format!("127.0.0.1:{IMPORT}")),
+        |b| b.export("app", "tcp://10.0.0.5:7000", "spiffe://cloud.test/**"),
+    );
+    mesh.a.wait_import("app@onprem.test", "up", UP);
+    mesh
+}
+
+fn app(mesh: &Mesh, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> TcpApp {
+    TcpApp::serve(&mesh.lab.b.ns, (LAN_APP, 7000).into(), serve)
+}
+
+/// Bytes that differ everywhere, so that a lost, doubled or swapped block shows.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+#[test]
+fn both_directions_carry_every_byte_at_once() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
+    let bytes = pattern(64 << 20);
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    let mut sending = flow.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            sending.write_all(&bytes).unwrap();
+            sending.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::with_capacity(bytes.len());
+        flow.read_to_end(&mut back).unwrap();
+        assert_eq!(back.len(), bytes.len());
+        assert!(back == bytes, "the bytes differ");
+    });
+}
+
+#[test]
+fn a_client_that_has_said_everything_still_hears_everything() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    // Answers only after the client's end, as `ssh host cat` or a batch upload would.
+    let _app = app(&mesh, |mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(&(all.len() as u64).to_le_bytes()).unwrap();
+        stream.write_all(&pattern(4 << 20)).unwrap();
+    });
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    flow.write_all(&pattern(3 << 20)).unwrap();
+    flow.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    flow.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer[..8], (3_u64 << 20).to_le_bytes());
+    assert!(answer[8..] == pattern(4 << 20));
+}
+
+#[test]
+fn a_server_that_has_said_everything_still_listens() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    let (told, heard) = std::sync::mpsc::sync_channel(1);
+    let _app = app(&mesh, move |mut stream| {
+        stream.write_all(b"go on").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        told.send(all.len()).unwrap();
+    });
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    let mut said = String::new();
+    flow.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "go on");
+    flow.write_all(&pattern(2 << 20)).unwrap();
+    drop(flow);
+    assert_eq!(heard.recv_timeout(Duration::from_secs(10)).unwrap(), 2 << 20);
+}
+
+#[test]
+fn a_reset_is_a_reset_on_the_other_side_both_ways() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    let (told, heard) = std::sync::mpsc::sync_channel(2);
+    let _app = app(&mesh, move |mut stream| {
+        let mut word = [0; 4];
+        stream.read_exact(&mut word).unwrap();
+        if &word == b"kill" {
+            return reset(stream);
+        }
+        stream.write_all(b"ready").unwrap();
+        told.send(stream.read(&mut word).map_err(|e| e.kind())).unwrap();
+    });
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    flow.write_all(b"kill").unwrap();
+    assert_eq!(flow.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset, "not a clean end");
+
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    flow.write_all(b"wait").unwrap();
+    flow.read_exact(&mut [0; 5]).unwrap();
+    reset(flow);
+    assert_eq!(heard.recv_timeout(Duration::from_secs(10)).unwrap(), Err(ErrorKind::ConnectionReset));
+}
+
+/// Closes with RST instead of FIN.
+fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+#[test]
+fn a_dead_target_resets_the_flow_and_the_log_names_it() {
+    if !needs(MESH) {
+        return;
+    }
+    let mut mesh = mesh();
+    let started = Instant::now();
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    let error = flow.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "nobody listens on 10.0.0.5:7000");
+    assert!(started.elapsed() < Duration::from_secs(3));
+    mesh.b.daemon_mut().wait_for_log("10.0.0.5:7000", Duration::from_secs(2));
+}
+
+#[test]
+fn a_client_that_never_reads_stalls_nobody_else() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    // The first byte says which kind of server this flow wants.
+    let _app = app(&mesh, |mut stream| {
+        let mut kind = [0];
+        stream.read_exact(&mut kind).unwrap();
+        if kind == *b"s" {
+            let block = vec![7; 1 << 20];
+            while stream.write_all(&block).is_ok() {}
+        } else {
+            let mut back = stream.try_clone().unwrap();
+            let _ = io::copy(&mut stream, &mut back);
+        }
+    });
+    let open = |kind: &[u8]| {
+        let mut flow = mesh.a.connect(IMPORT).unwrap();
+        flow.write_all(kind).unwrap();
+        flow
+    };
+    // More than any per-connection window if each of them could fill its own share of it.
+    let sleepers: Vec<TcpStream> = (0..64).map(|_| open(b"s")).collect();
+    let mut flow = open(b"e");
+    let mut worst = Duration::ZERO;
+    // Long enough for every buffer on the way to fill.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        let sent = Instant::now();
+        echoes(&mut flow, &[1; 1000]);
+        worst = worst.max(sent.elapsed());
+    }
+    assert!(worst < Duration::from_secs(1), "an echo took {worst:?} beside {} sleepers", sleepers.len());
+    echoes(&mut open(b"e"), &pattern(8 << 20)[..]);
+    for daemon in [mesh.a.daemon(), mesh.b.daemon()] {
+        let rss = daemon.usage().rss >> 20;
+        assert!(rss < 400, "{rss} MiB for flows that nobody reads");
+    }
+}
+
+#[test]
+fn datagrams_of_every_size_come_back_to_the_client_that_sent_them() {
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = Mesh::start(
+        |a| a.import("echo@onprem.test", "udp://127.0.0.1:17001"),
+        |b| b.export("echo", "udp://10.0.0.5:7001", "spiffe://cloud.test/**"),
+    );
+    let echo = UdpEcho::start(&mesh.lab.b.ns, (LAN_APP, 7001).into());
+    assert_eq!(echo.addr().port(), 7001);
+    mesh.a.wait_import("echo@onprem.test", "up", UP);
+
+    let import = SocketAddr::from(([127, 0, 0, 1], 17001));
+    let clients: Vec<_> = (0..5)
+        .map(|_| {
+            let socket = mesh.a.ns().udp(([127, 0, 0, 1], 0).into(), Duration::from_millis(500));
+            socket.connect(import).unwrap();
+            socket
+        })
+        .collect();
+    let mut buffer = vec![0; 65_536];
+    for size in [1, 64, 1_200, 1_472, 1_500, 9_000, 30_000, 60_000] {
+        for (i, client) in clients.iter().enumerate() {
+            let mut datagram = pattern(size);
+            datagram[0] = i as u8;
+            // Datagrams may be lost, but not always.
+            let came_back = (0..5).any(|_| {
+                client.send(&datagram).unwrap();
+                client.recv(&mut buffer).is_ok_and(|len| buffer[..len] == datagram)
+            });
+            assert!(came_back, "{size} bytes of client {i} never came back");
+        }
+    }
+}
