@@ -20,6 +20,7 @@ use carrick_model::{ExportTarget, Host, HostPort};
 use carrick_telemetry::{Direction, Metrics};
 use parking_lot::RwLock;
 use quinn::{RecvStream, SendDatagramError, SendStream};
+use socket2::SockRef;
 use tokio::{net::UdpSocket, sync::mpsc};
 
 use crate::{
@@ -103,9 +104,11 @@ struct Sink {
 impl Sink {
     fn deliver(&self, payload: &[u8], metrics: &Metrics) {
         self.activity.touch();
+        // Past tokio: its `try_send` fails until the reactor has seen the socket writable once, and a fresh socket is.
+        let socket = SockRef::from(&*self.socket);
         let sent = match self.to {
-            Some(client) => self.socket.try_send_to(payload, client),
-            None => self.socket.try_send(payload),
+            Some(client) => socket.send_to(payload, &client.into()),
+            None => socket.send(payload),
         };
         match sent {
             Ok(_) => {

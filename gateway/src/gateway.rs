@@ -433,6 +433,9 @@ impl Gateway {
     /// Closes all tunnels, and waits a moment for the peers to hear it.
     pub async fn close(&self) {
         const GOODBYE: Duration = Duration::from_millis(500);
+        for (_, tunnel) in self.shared.tunnels.lock().drain() {
+            tunnel.stop.cancel();
+        }
         let lanes: Vec<_> = self.shared.lanes.lock().values().cloned().collect();
         for lane in lanes {
             lane.close(CloseCode::Stopping);

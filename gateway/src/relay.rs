@@ -17,7 +17,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use carrick_gateway_core::{DropReason, ResetCode, Verdict};
 use futures::FutureExt;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::coop,
+};
 
 use crate::{
     flow::End,
@@ -150,11 +153,14 @@ pub(crate) async fn await_verdict(recv: &mut RecvStream, patience: Duration) -> 
 async fn pump_up(mut read: impl ReadSide, send: &mut SendStream, tally: &AtomicU64) -> Result<(), DropReason> {
     let mut size = FIRST_READ;
     loop {
+        // A client that always has bytes shares its thread with the other flows.
+        coop::consume_budget().await;
         read.readable().await.map_err(|_| DropReason::LocalReset)?;
         // A buffer only now: a flow that waits has none.
         let mut buffer = BytesMut::with_capacity(size);
-        // The half clears its readiness after a short read, so a request and its answer cost no extra system call.
-        let Some(read) = read.read_buf(&mut buffer).now_or_never() else { continue };
+        // The half clears its readiness after a short read, so a request and its answer cost no extra system call. Without
+        // `unconstrained` a spent budget would look like a socket without bytes, and this loop would turn for ever.
+        let Some(read) = coop::unconstrained(read.read_buf(&mut buffer)).now_or_never() else { continue };
         let n = read.map_err(|_| DropReason::LocalReset)?;
         if n == 0 {
             // Fails only when the peer has stopped the stream, and then there is nobody to tell.

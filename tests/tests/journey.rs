@@ -88,7 +88,7 @@ fn the_catalogue_of_the_other_domain_can_be_read_and_connected_to_ad_hoc() {
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let names: Vec<_> =
         listed["services"].as_array().unwrap().iter().map(|s| s["service"].as_str().unwrap()).collect();
-    assert_eq!(names, ["echo-too@onprem.test", "echo@onprem.test"]);
+    assert_eq!(names, ["echo@onprem.test", "echo-too@onprem.test"]);
 
     let explained = mesh.a.run(&["explain", "echo@onprem.test"]).ok();
     for evidence in ["_carrick._", "203.0.113.2:7443", "spiffe://onprem.test/carrick/gateway", "reachable"] {
