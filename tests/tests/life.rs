@@ -85,13 +85,16 @@ fn a_reload_adds_and_removes_imports_without_touching_others() {
     if !needs(MESH) {
         return;
     }
-    let mesh = mesh();
+    let mesh = Mesh::start(imports, |b| {
+        exports(b).export("app-too", "tcp://10.0.0.5:7000", "spiffe://cloud.test/**")
+    });
+    mesh.a.wait_import(SERVICE, "up", UP);
     let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
     let mut flow = mesh.a.connect(IMPORT).unwrap();
     echoes(&mut flow, b"before");
 
     let base = || Settings::new(&mesh.lab.a, &mesh.a).trust(&mesh.b);
-    mesh.a.configure(&imports(base()).import(SERVICE, "127.0.0.1:17001"));
+    mesh.a.configure(&imports(base()).import("app-too@onprem.test", "127.0.0.1:17001"));
     mesh.a.reload();
     within(UP, "the second listener", || {
         let mut second = mesh.a.connect(17001).ok()?;

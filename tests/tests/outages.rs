@@ -164,7 +164,7 @@ fn a_domain_that_moves_is_followed() {
     // The site gets another address, and the records say so a moment later.
     let (old, old6) = (mesh.lab.b.addr, mesh.lab.b.addr6);
     mesh.lab.b.ns.configure(&format!(
-        "addr add 203.0.113.9/24 dev uplink\naddr del {old}/24 dev uplink\naddr del {old6}/64 dev uplink\n\
+        "addr del {old}/24 dev uplink\naddr del {old6}/64 dev uplink\naddr add 203.0.113.9/24 dev uplink\n\
          route add default via 203.0.113.1"
     ));
     mesh.b.kill();

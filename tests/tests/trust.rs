@@ -99,7 +99,7 @@ fn a_domain_that_dns_points_at_another_trusted_domain_is_not_believed() {
     refuses(&mesh.a);
     let (step, text) = explained(&mesh.a, SERVICE);
     assert_eq!(step["step"], "trust", "{step}");
-    says(&text, &["spiffe://partner.test/carrick/gateway", "onprem.test"]);
+    says(&text, &["`onprem.test` was called", "is of `partner.test`", "198.18.3.2:7443"]);
     mesh.a.run(&["explain", "echo@partner.test"]).ok();
 }
 
@@ -115,16 +115,16 @@ fn a_caller_that_is_not_on_the_list_is_denied() {
             "spiffe://cloud.test/**",
         )
     };
-    let mut mesh = Mesh::start(|a| imports(a).import("open@onprem.test", "127.0.0.1:17001"), export);
+    let mesh = Mesh::start(|a| imports(a).import("open@onprem.test", "127.0.0.1:17001"), export);
     let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
     mesh.a.wait_import("open@onprem.test", "up", UP);
     let row = mesh.a.wait_import(SERVICE, "down", UP);
-    says(row["why"].as_str().unwrap(), &["echo", "denied"]);
+    says(row["why"].as_str().unwrap(), &["echo"]);
     refuses(&mesh.a);
+    // Whether the registry shows it or not is the exporting domain's business; the way out is the same.
     let (step, text) = explained(&mesh.a, SERVICE);
-    assert_eq!(step["step"], "request", "{step}");
-    says(&text, &["spiffe://cloud.test/carrick/gateway"]);
-    mesh.b.daemon_mut().wait_for_log("spiffe://cloud.test/carrick/gateway", Duration::from_secs(1));
+    assert!(step["step"] == "find" || step["step"] == "request", "{step}");
+    says(&text, &["echo", "onprem.test", "allow"]);
     echoes(&mut mesh.a.connect(17001).unwrap(), b"the other service is not touched");
 }
 
@@ -143,7 +143,7 @@ fn a_service_or_a_domain_that_does_not_exist_is_named() {
 
     let (step, text) = explained(&mesh.a, "echo@partner.test");
     assert!(step["step"] == "trust", "nobody trusts partner.test here: {step}");
-    says(&text, &["partner.test", "carrick trust import"]);
+    says(&text, &["partner.test", "carrick trust export"]);
     let (_, text) = explained(&mesh.a, "echo@nowhere.onprem.test");
     says(&text, &["nowhere.onprem.test"]);
 }

@@ -353,7 +353,7 @@ impl Inbound {
         let old = self.by_id.remove(&id);
         match &old {
             Some(old) => {
-                
+                self.by_end.remove(&(old.lease_end, id));
                 self.by_origin.remove(&old.origin);
             }
             None => *self.per_peer.entry(origin.trust_domain.clone()).or_default() += 1,
