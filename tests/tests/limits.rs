@@ -48,6 +48,7 @@ fn ten_thousand_quic_handshakes_that_never_go_on() {
     }
     let (mut mesh, _app) = mesh();
     let mut flow = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut flow, b"before the strangers");
     let socket = mesh.lab.c.ns.udp((mesh.lab.c.addr, 0).into(), Duration::from_millis(1));
     first_packets(&socket, mesh.lab.b.at(PORT));
     everybody_else_is_served(&mut mesh, &mut flow);
@@ -82,6 +83,7 @@ fn ten_thousand_control_connections_that_never_speak() {
     }
     let (mut mesh, _app) = mesh();
     let mut flow = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut flow, b"before the strangers");
     let to = mesh.lab.b.at(PORT);
     // The daemon may refuse some of them; once it takes none for a while, it takes none.
     let strangers = mesh.lab.c.ns.enter(|| {

@@ -28,7 +28,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use carrick_config::Config;
 
-pub(crate) use self::{imports::AddError, parts::Daemon, trust::TrustError};
+pub(crate) use self::{
+    imports::AddError,
+    life::{Signals, stop},
+    parts::Daemon,
+    trust::TrustError,
+};
 
 /// Runs a daemon until it is told to stop.
 pub(crate) fn run(config: Config, path: Option<PathBuf>) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@
 //! IO. [`Server`] moves bytes. hickory's codec is used, its server loops are not: they take any number of TCP
 //! connections, spin when file descriptors run out, and log every name that is asked at INFO.
 
+mod ask;
 mod message;
 mod server;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod virtual_ips;
 mod zone;
 
 pub use self::{
+    ask::{AskError, ask_a},
     server::{BindError, Server},
     virtual_ips::{PoolExhausted, VirtualIps},
     zone::{Answer, OwnDomain, Zone, ZoneError, ZoneHandle, ZoneKind},

@@ -5,8 +5,8 @@ pub(crate) mod connect;
 mod connections;
 mod exit;
 mod explain;
-mod output;
-mod quantity;
+pub(crate) mod output;
+pub(crate) mod quantity;
 #[cfg(test)]
 mod reference;
 mod reload;
