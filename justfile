@@ -46,5 +46,5 @@ bench *args:
     CARRICK_BIN=target/release/carrick target/release/carrick-bench {{ args }}
 
 # Feeds a parser what nobody would write; needs a nightly compiler and cargo-fuzz
-fuzz target="header" seconds="60":
+fuzz target="flow_header" seconds="60":
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{ target }} -- -max_total_time={{ seconds }}

@@ -140,7 +140,10 @@ impl Activity {
     /// Completes when nothing moved for `limit`.
     async fn idle(&self, limit: Duration) {
         loop {
-            let quiet = self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)));
+            let quiet = self
+                .began
+                .elapsed()
+                .saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)));
             if quiet >= limit {
                 return;
             }
@@ -210,13 +213,15 @@ pub(crate) async fn carry(
     _permit: FlowPermit,
 ) {
     let _counted = import.flows.one_more();
-    let mut flow = Flow::begin(Direction::Import, &shared.metrics, import.service.clone(), client.to_string());
+    let mut flow =
+        Flow::begin(Direction::Import, &shared.metrics, import.service.clone(), client.to_string());
     let opened = match outbound::open(&shared, &import, HeaderKind::Datagrams, &mut flow).await {
         Ok(opened) => opened,
         Err(refused) => return outbound::refuse(&shared, &import, flow, &refused),
     };
     let outbound::Opened { lane, rider: _rider, stream, kill, connection } = opened;
-    let sink = Arc::new(Sink { socket, to: Some(client), octets: AtomicU64::new(0), activity: Activity::new() });
+    let sink =
+        Arc::new(Sink { socket, to: Some(client), octets: AtomicU64::new(0), activity: Activity::new() });
     let source = Source::Queue(packets);
     let verdict = Some(shared.settings.flow_open);
     let end = exchange(&shared, &lane, stream, source, &sink, &flow.to_service, verdict, &kill).await;
@@ -225,23 +230,38 @@ pub(crate) async fn carry(
 }
 
 /// Carries an association that a peer opened.
-pub(crate) async fn serve(shared: &Shared, lane: &Lane, admitted: &Admitted, mut stream: Stream, mut flow: Flow, kill: &Kill) {
+pub(crate) async fn serve(
+    shared: &Shared,
+    lane: &Lane,
+    admitted: &Admitted,
+    mut stream: Stream,
+    mut flow: Flow,
+    kill: &Kill,
+) {
     let target = &admitted.admission.target;
     let ExportTarget::Udp(to) = target else { return };
     let socket = match tokio::time::timeout(shared.settings.connect, dial(to)).await {
         Ok(Ok(socket)) => Arc::new(socket),
         failed => {
-            let error = failed.map_or_else(|_| std::io::ErrorKind::TimedOut.into(), |r| match r {
-                Ok(_) => std::io::ErrorKind::Other.into(),
-                Err(error) => error,
-            });
+            let error = failed.map_or_else(
+                |_| std::io::ErrorKind::TimedOut.into(),
+                |r| match r {
+                    Ok(_) => std::io::ErrorKind::Other.into(),
+                    Err(error) => error,
+                },
+            );
             let verdict = dial_verdict(&error);
             let _gone = stream.send.write_all(&[verdict.code()]).await;
             let _gone = stream.send.finish();
             return target_failed(flow, target, verdict, &error);
         }
     };
-    let sink = Arc::new(Sink { socket: socket.clone(), to: None, octets: AtomicU64::new(0), activity: Activity::new() });
+    let sink = Arc::new(Sink {
+        socket: socket.clone(),
+        to: None,
+        octets: AtomicU64::new(0),
+        activity: Activity::new(),
+    });
     if stream.send.write_all(&[Verdict::Accepted.code()]).await.is_err() {
         return flow.end(End::Dropped(DropReason::TunnelLost), "");
     }

@@ -41,7 +41,12 @@ const ACK_EVERY: u32 = 10;
 ///
 /// # Errors
 /// The address cannot be bound, or the system lacks a socket option.
-pub(crate) fn bind(settings: &Settings, identity: &Identity, trust: &TrustStore, tasks: &Tasks) -> io::Result<Endpoint> {
+pub(crate) fn bind(
+    settings: &Settings,
+    identity: &Identity,
+    trust: &TrustStore,
+    tasks: &Tasks,
+) -> io::Result<Endpoint> {
     let socket = Arc::new(TunnelSocket::new(socket::bind(settings.listen)?)?);
     let tls = server_config(identity, trust, &[ALPN]);
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
@@ -92,7 +97,8 @@ fn transport(settings: &Settings) -> TransportConfig {
 /// # Errors
 /// The certificate names nobody; the verifier would have refused it before.
 pub(crate) fn peer_of(connection: &quinn::Connection) -> Result<SpiffeId, PeerError> {
-    let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain =
+        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     peer_id(chain.as_deref().map_or(&[], Vec::as_slice))
 }
 
@@ -119,11 +125,18 @@ fn admit(shared: &Arc<Shared>, incoming: Incoming, half_open: &Arc<AtomicUsize>)
     if let Some(reason) = refusal {
         count_refused(&shared.metrics, reason);
         // Under a flood no answer is cheapest, and gives a forger nothing to reflect.
-        if reason == "half_open" { incoming.ignore() } else { incoming.refuse() }
+        if reason == "half_open" {
+            incoming.ignore()
+        } else {
+            incoming.refuse()
+        }
         return;
     }
     // Under load an address has to show that it is real before a handshake costs us anything (RFC 9000 section 8.1).
-    if waiting >= shared.settings.max_half_open / 4 && incoming.may_retry() && !incoming.remote_address_validated() {
+    if waiting >= shared.settings.max_half_open / 4
+        && incoming.may_retry()
+        && !incoming.remote_address_validated()
+    {
         count_refused(&shared.metrics, "retry");
         let _sent = incoming.retry();
         return;

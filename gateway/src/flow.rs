@@ -110,7 +110,12 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    pub(crate) fn begin(direction: Direction, metrics: &Metrics, service: ServiceName, local: String) -> Self {
+    pub(crate) fn begin(
+        direction: Direction,
+        metrics: &Metrics,
+        service: ServiceName,
+        local: String,
+    ) -> Self {
         metrics.flows_opened.of(direction.as_str()).inc();
         Self {
             direction,
@@ -131,7 +136,10 @@ impl Flow {
 
     /// The other end answered.
     pub(crate) fn opened(&self) {
-        self.metrics.flow_open_seconds.of(self.direction.as_str()).observe(self.began.elapsed().as_secs_f64());
+        self.metrics
+            .flow_open_seconds
+            .of(self.direction.as_str())
+            .observe(self.began.elapsed().as_secs_f64());
     }
 
     /// Counts and logs the end. `detail` says what the word of the reason cannot.

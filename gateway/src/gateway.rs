@@ -10,7 +10,9 @@ use std::{
 
 use carrick_gateway_core::{CloseCode, control::Message};
 use carrick_identity::{Identity, TrustStore};
-use carrick_model::{ConnectionId, Domain, ExportTarget, ListenAddress, Payload, ServiceName, SpiffeId, Target, TrustDomain};
+use carrick_model::{
+    ConnectionId, Domain, ExportTarget, ListenAddress, Payload, ServiceName, SpiffeId, Target, TrustDomain,
+};
 use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
 use parking_lot::{Mutex, RwLock};
@@ -110,8 +112,12 @@ impl GatewayError {
             return "remove the second one";
         };
         match source.kind() {
-            io::ErrorKind::AddrInUse => "another program has this port: choose another, or stop it (`ss -lntup` names it)",
-            io::ErrorKind::AddrNotAvailable => "the address is none of this host: use one that `ip address` shows",
+            io::ErrorKind::AddrInUse => {
+                "another program has this port: choose another, or stop it (`ss -lntup` names it)"
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "the address is none of this host: use one that `ip address` shows"
+            }
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need CAP_NET_BIND_SERVICE, and a Unix socket needs a directory that may be written"
             }
@@ -313,7 +319,9 @@ impl Gateway {
     pub fn route(&self, service: &ServiceName, route: Route) {
         let import = self.shared.import(service);
         let _warming = self.shared.tunnel(&route);
-        import.state.send_replace(RouteState::Up(Arc::new(Routed { route, token: CancellationToken::new() })));
+        import
+            .state
+            .send_replace(RouteState::Up(Arc::new(Routed { route, token: CancellationToken::new() })));
         self.shared.drop_idle_tunnels();
     }
 
@@ -345,7 +353,11 @@ impl Gateway {
         if listeners.contains_key(&key) {
             return Err(GatewayError::Twice { service: key.service, address: key.address });
         }
-        let fault = |source| GatewayError::Listener { service: key.service.clone(), address: key.address.clone(), source };
+        let fault = |source| GatewayError::Listener {
+            service: key.service.clone(),
+            address: key.address.clone(),
+            source,
+        };
         let listener = Bound::bind(&key.address).map_err(fault)?;
         let bound = listener.address(&key.address).map_err(fault)?;
         let tasks = self.shared.tasks.child();
@@ -366,12 +378,18 @@ impl Gateway {
 
     /// Listeners and where they are bound.
     pub fn listeners(&self) -> Vec<(ListenerKey, ListenAddress)> {
-        self.shared.listeners.lock().iter().map(|(key, listening)| (key.clone(), listening.bound.clone())).collect()
+        self.shared
+            .listeners
+            .lock()
+            .iter()
+            .map(|(key, listening)| (key.clone(), listening.bound.clone()))
+            .collect()
     }
 
     /// Closes every tunnel of a trust domain that is no longer trusted.
     pub fn untrust(&self, trust_domain: &TrustDomain) {
-        for lane in self.shared.lanes.lock().values().filter(|lane| lane.peer.trust_domain() == trust_domain) {
+        for lane in self.shared.lanes.lock().values().filter(|lane| lane.peer.trust_domain() == trust_domain)
+        {
             lane.close(CloseCode::Untrusted);
         }
     }
@@ -484,7 +502,8 @@ impl Shared {
 
     /// The tunnel of a route, dialling when there is none.
     pub(crate) fn tunnel(self: &Arc<Self>, route: &Route) -> Arc<Tunnel> {
-        let destination = Destination { trust_domain: route.trust_domain.clone(), gateways: route.gateways.clone() };
+        let destination =
+            Destination { trust_domain: route.trust_domain.clone(), gateways: route.gateways.clone() };
         let mut tunnels = self.tunnels.lock();
         if let Some(tunnel) = tunnels.get(&route.domain) {
             tunnel.redirect(destination);
@@ -527,11 +546,20 @@ impl Shared {
 
     /// Every import of the domain hears that its tunnel cannot be dialled: the gateway may have moved.
     pub(crate) fn tunnel_failed(&self, domain: &Domain, why: &str) {
-        let imports: Vec<Arc<Import>> =
-            self.imports.read().values().filter(|import| import.service.domain() == domain).cloned().collect();
+        let imports: Vec<Arc<Import>> = self
+            .imports
+            .read()
+            .values()
+            .filter(|import| import.service.domain() == domain)
+            .cloned()
+            .collect();
         for import in imports {
             let RouteState::Up(routed) = import.state.borrow().clone() else { continue };
-            self.connection_lost(&import, routed.route.connection, &format!("the tunnel cannot be dialled: {why}"));
+            self.connection_lost(
+                &import,
+                routed.route.connection,
+                &format!("the tunnel cannot be dialled: {why}"),
+            );
         }
     }
 

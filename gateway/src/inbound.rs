@@ -29,7 +29,11 @@ pub(crate) async fn accept_flows(shared: &Arc<Shared>, lane: &Arc<Lane>) {
                 let _detached = shared.tasks.spawn("inbound-flow", serving);
             }
             None => {
-                shared.metrics.flows_refused.of2(Direction::Export.as_str(), DropReason::TooManyFlows.as_str()).inc();
+                shared
+                    .metrics
+                    .flows_refused
+                    .of2(Direction::Export.as_str(), DropReason::TooManyFlows.as_str())
+                    .inc();
                 let _detached = shared.tasks.spawn("inbound-refusal", refuse(stream, Verdict::Overloaded));
             }
         }
@@ -47,8 +51,12 @@ async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, mut stream: Stream, _permit
     let header = match tokio::time::timeout(HEADER, read_header(&mut stream.recv)).await {
         Ok(Ok(header)) => header,
         Ok(Err(NoHeader::Gone)) => return,
-        Ok(Err(NoHeader::Bad(error))) => return refuse_early(&shared, &lane, stream, Verdict::Malformed, &error.to_string()).await,
-        Err(_late) => return refuse_early(&shared, &lane, stream, Verdict::Malformed, "no flow header came").await,
+        Ok(Err(NoHeader::Bad(error))) => {
+            return refuse_early(&shared, &lane, stream, Verdict::Malformed, &error.to_string()).await;
+        }
+        Err(_late) => {
+            return refuse_early(&shared, &lane, stream, Verdict::Malformed, "no flow header came").await;
+        }
     };
     let admitted = match admission(&shared, &lane, &header) {
         Ok(admitted) => admitted,
@@ -74,7 +82,14 @@ async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, mut stream: Stream, _permit
     }
 }
 
-async fn serve_stream(shared: &Shared, lane: &Lane, admitted: &Admitted, mut stream: Stream, flow: Flow, kill: &Kill) {
+async fn serve_stream(
+    shared: &Shared,
+    lane: &Lane,
+    admitted: &Admitted,
+    mut stream: Stream,
+    flow: Flow,
+    kill: &Kill,
+) {
     let target = &admitted.admission.target;
     let local = match LocalStream::dial(target, shared.settings.connect).await {
         Ok(local) => local,
@@ -162,7 +177,10 @@ fn admission(shared: &Shared, lane: &Lane, header: &FlowHeader) -> Result<Arc<Ad
         HeaderKind::Datagrams => Payload::Udp,
     };
     if admitted.admission.target.payload() != wanted {
-        return Err((Verdict::WrongPayload, format!("{} does not carry {wanted}", admitted.admission.service)));
+        return Err((
+            Verdict::WrongPayload,
+            format!("{} does not carry {wanted}", admitted.admission.service),
+        ));
     }
     Ok(admitted)
 }

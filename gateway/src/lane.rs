@@ -116,7 +116,12 @@ impl Drop for Stalled<'_> {
 
 impl Lane {
     /// Takes over a connection whose peer is known, and starts its loops.
-    pub(crate) fn start(shared: &Arc<Shared>, connection: quinn::Connection, peer: SpiffeId, role: Role) -> Arc<Self> {
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        connection: quinn::Connection,
+        peer: SpiffeId,
+        role: Role,
+    ) -> Arc<Self> {
         let (control, messages) = mpsc::channel(CONTROL_QUEUE);
         let metrics = &shared.metrics;
         metrics.tunnels_opened.of(role.as_str()).inc();

@@ -1,6 +1,9 @@
 //! Import listeners: accept streams, or take datagrams, and hand them on.
 
-use std::{collections::HashMap, io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use carrick_gateway_core::DropReason;
 use carrick_model::ListenAddress;
@@ -118,7 +121,9 @@ async fn accept_unix(shared: &Arc<Shared>, import: &Arc<Import>, listener: &Unix
     loop {
         match listener.accept().await {
             Ok((stream, _unnamed)) => {
-                let client = stream.peer_cred().map_or_else(|_| "unix".into(), |cred| format!("unix:uid={}", cred.uid()));
+                let client = stream
+                    .peer_cred()
+                    .map_or_else(|_| "unix".into(), |cred| format!("unix:uid={}", cred.uid()));
                 hand_on(shared, import, LocalStream::Unix(stream), client);
             }
             Err(error) => breathe(import, &error).await,
@@ -133,7 +138,9 @@ async fn breathe(import: &Import, error: &io::Error) {
 
 fn hand_on(shared: &Arc<Shared>, import: &Arc<Import>, local: LocalStream, client: String) {
     let Some(permit) = permit(shared, import) else { return local.reset_on_drop() };
-    let _detached = shared.tasks.spawn("outbound-flow", outbound::carry(shared.clone(), import.clone(), local, client, permit));
+    let _detached = shared
+        .tasks
+        .spawn("outbound-flow", outbound::carry(shared.clone(), import.clone(), local, client, permit));
 }
 
 fn permit(shared: &Shared, import: &Import) -> Option<FlowPermit> {
@@ -172,7 +179,14 @@ async fn sort_datagrams(shared: &Arc<Shared>, import: &Arc<Import>, socket: Arc<
             None => {
                 let Some(permit) = permit(shared, import) else { continue };
                 let (queue, packets) = mpsc::channel(CLIENT_QUEUE);
-                let carrying = association::carry(shared.clone(), import.clone(), socket.clone(), client, packets, permit);
+                let carrying = association::carry(
+                    shared.clone(),
+                    import.clone(),
+                    socket.clone(),
+                    client,
+                    packets,
+                    permit,
+                );
                 let _detached = shared.tasks.spawn("outbound-association", carrying);
                 clients.entry(client).insert_entry(queue).into_mut()
             }

@@ -1,11 +1,6 @@
 //! Local streams: TCP connections and Unix stream sockets behind one face.
 
-use std::{
-    future::Future,
-    io,
-    path::Path,
-    time::Duration,
-};
+use std::{future::Future, io, path::Path, time::Duration};
 
 use carrick_model::{ExportTarget, Host, HostPort};
 use socket2::SockRef;
@@ -56,7 +51,8 @@ impl LocalStream {
         let socket = SockRef::from(&stream);
         // A stream that refuses an option still carries bytes.
         let _nodelay = socket.set_tcp_nodelay(true);
-        let probes = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(4);
+        let probes =
+            socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(4);
         let _keepalive = socket.set_tcp_keepalive(&probes);
         Self::Tcp(stream)
     }

@@ -31,7 +31,13 @@ pub(crate) struct NotOpened {
 }
 
 /// Carries a client's stream to the service and back.
-pub(crate) async fn carry(shared: Arc<Shared>, import: Arc<Import>, local: LocalStream, client: String, _permit: FlowPermit) {
+pub(crate) async fn carry(
+    shared: Arc<Shared>,
+    import: Arc<Import>,
+    local: LocalStream,
+    client: String,
+    _permit: FlowPermit,
+) {
     let _counted = import.flows.one_more();
     let mut flow = Flow::begin(Direction::Import, &shared.metrics, import.service.clone(), client);
     let opened = match open(&shared, &import, HeaderKind::Stream, &mut flow).await {
@@ -123,7 +129,11 @@ async fn wait_for_route(shared: &Shared, import: &Import, patience: Duration) ->
     tokio::time::timeout(patience, waiting).await.unwrap_or_else(late)
 }
 
-async fn open_stream(lane: &Lane, header: &FlowHeader, patience: Duration) -> Result<(SendStream, RecvStream), String> {
+async fn open_stream(
+    lane: &Lane,
+    header: &FlowHeader,
+    patience: Duration,
+) -> Result<(SendStream, RecvStream), String> {
     let opening = async {
         let (mut send, mut recv) = lane.connection.open_bi().await.map_err(|error| error.to_string())?;
         let mut octets = Vec::with_capacity(64);

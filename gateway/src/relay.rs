@@ -150,7 +150,11 @@ pub(crate) async fn await_verdict(recv: &mut RecvStream, patience: Duration) -> 
 }
 
 /// Local to tunnel.
-async fn pump_up(mut read: impl ReadSide, send: &mut SendStream, tally: &AtomicU64) -> Result<(), DropReason> {
+async fn pump_up(
+    mut read: impl ReadSide,
+    send: &mut SendStream,
+    tally: &AtomicU64,
+) -> Result<(), DropReason> {
     let mut size = FIRST_READ;
     loop {
         // A client that always has bytes shares its thread with the other flows.
@@ -200,7 +204,12 @@ async fn pump_down(
     }
 }
 
-async fn write_all(mut pieces: &mut [Bytes], write: &mut impl WriteSide, lane: &Lane, kill: &Kill) -> io::Result<()> {
+async fn write_all(
+    mut pieces: &mut [Bytes],
+    write: &mut impl WriteSide,
+    lane: &Lane,
+    kill: &Kill,
+) -> io::Result<()> {
     while !pieces.is_empty() {
         let written = {
             let slices: [IoSlice<'_>; PIECES] =

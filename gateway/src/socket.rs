@@ -138,7 +138,9 @@ impl TunnelSocket {
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), transmit)).or_else(unless_blocked)
+        self.io
+            .try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), transmit))
+            .or_else(unless_blocked)
     }
 }
 
@@ -172,7 +174,9 @@ impl AsyncUdpSocket for TunnelSocket {
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.io.poll_recv_ready(cx))?;
-            let received = self.io.try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), buffers, meta));
+            let received = self
+                .io
+                .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), buffers, meta));
             match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return Poll::Ready(other),
@@ -254,7 +258,9 @@ impl Batch {
     fn push(&mut self, socket: &TunnelSocket, transmit: &Transmit<'_>) -> io::Result<()> {
         let to = (transmit.destination, transmit.ecn, transmit.src_ip);
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-        if !self.octets.is_empty() && !self.continues(to, segment, transmit.contents.len(), socket.max_transmit_segments()) {
+        if !self.octets.is_empty()
+            && !self.continues(to, segment, transmit.contents.len(), socket.max_transmit_segments())
+        {
             self.flush(socket)?;
         }
         if self.octets.is_empty() {
@@ -282,7 +288,9 @@ impl Batch {
     }
 
     fn flush(&mut self, socket: &TunnelSocket) -> io::Result<()> {
-        let Some((destination, ecn, src_ip)) = self.to.filter(|_| !self.octets.is_empty()) else { return Ok(()) };
+        let Some((destination, ecn, src_ip)) = self.to.filter(|_| !self.octets.is_empty()) else {
+            return Ok(());
+        };
         let segment_size = (self.octets.len() > self.segment).then_some(self.segment);
         socket.send(&Transmit { destination, ecn, contents: &self.octets, segment_size, src_ip })?;
         self.octets.clear();

@@ -91,7 +91,9 @@ impl Tunnel {
             loop {
                 match states.borrow_and_update().clone() {
                     State::Up(lanes) => {
-                        if let Some(lane) = lanes.iter().filter(|lane| lane.is_open()).min_by_key(|lane| lane.flows()) {
+                        if let Some(lane) =
+                            lanes.iter().filter(|lane| lane.is_open()).min_by_key(|lane| lane.flows())
+                        {
                             return Ok(lane.clone());
                         }
                     }
@@ -106,7 +108,9 @@ impl Tunnel {
                 }
             }
         };
-        tokio::time::timeout(patience, waiting).await.unwrap_or_else(|_| Err("the tunnel did not come up in time".into()))
+        tokio::time::timeout(patience, waiting)
+            .await
+            .unwrap_or_else(|_| Err("the tunnel did not come up in time".into()))
     }
 
     /// What a flow would find now.
@@ -225,7 +229,8 @@ async fn wait_to_retry(
 }
 
 async fn dial(shared: &Arc<Shared>, domain: &Domain, destination: &Destination) -> Result<Arc<Lane>, String> {
-    let config = endpoint::dial_config(shared, &destination.trust_domain).map_err(|error| error.to_string())?;
+    let config =
+        endpoint::dial_config(shared, &destination.trust_domain).map_err(|error| error.to_string())?;
     let (address, connection) = race(destination.gateways.iter().copied(), STAGGER, |address| {
         let config = config.clone();
         async move { dial_one(shared, domain, address, config).await }

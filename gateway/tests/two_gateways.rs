@@ -107,7 +107,12 @@ impl Side {
     fn admit(&self, from: &Side, target: &str) -> ConnectionId {
         let id = ConnectionId::random();
         let target: ExportTarget = target.parse().unwrap();
-        self.gateway.admit(Admission { id, peer: from.identity.id(), service: "echo".parse().unwrap(), target });
+        self.gateway.admit(Admission {
+            id,
+            peer: from.identity.id(),
+            service: "echo".parse().unwrap(),
+            target,
+        });
         id
     }
 
@@ -245,7 +250,10 @@ async fn an_unknown_or_revoked_connection_is_reported_and_recovered() {
     a.route_to(&b, unknown, Payload::Tcp);
     let address = a.listen("127.0.0.1:0");
     refused(address).await;
-    eventually("the control plane hears of it", || a.plane.lost.lock().iter().any(|(_, id, _)| *id == unknown)).await;
+    eventually("the control plane hears of it", || {
+        a.plane.lost.lock().iter().any(|(_, id, _)| *id == unknown)
+    })
+    .await;
 
     let id = b.admit(&a, &format!("tcp://{echo}"));
     a.route_to(&b, id, Payload::Tcp);
@@ -257,7 +265,10 @@ async fn an_unknown_or_revoked_connection_is_reported_and_recovered() {
 
     b.gateway.revoke(id, "policy");
     assert!(timeout(SOON, client.read_u8()).await.unwrap().is_err(), "a revoked flow is reset");
-    eventually("the peer hears of the revocation", || a.plane.lost.lock().iter().any(|(_, lost, _)| *lost == id)).await;
+    eventually("the peer hears of the revocation", || {
+        a.plane.lost.lock().iter().any(|(_, lost, _)| *lost == id)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -348,7 +359,9 @@ async fn clients_that_never_read_do_not_stop_the_others() {
             total += n;
         }
     };
-    timeout(Duration::from_secs(60), all).await.expect("the moving flow is stuck behind those that stand still");
+    timeout(Duration::from_secs(60), all)
+        .await
+        .expect("the moving flow is stuck behind those that stand still");
     assert_eq!(total, 64 << 20);
     assert!(a.counted(r#"reason="stalled"}"#), "some flows had to be shed:\n{}", a.metrics.encode());
     assert!(!b.gateway.tunnels().is_empty());
@@ -384,12 +397,16 @@ async fn datagrams_of_every_size_cross_for_each_client_apart() {
         for (i, client) in clients.iter().enumerate() {
             let payload = vec![(round * 8 + i) as u8; size];
             client.send(&payload).await.unwrap();
-            let n = timeout(SOON, client.recv(&mut buffer)).await.unwrap_or_else(|_| panic!("{size} octets")).unwrap();
+            let n = timeout(SOON, client.recv(&mut buffer))
+                .await
+                .unwrap_or_else(|_| panic!("{size} octets"))
+                .unwrap();
             assert!(buffer[..n] == payload, "client {i}: {n} of {size} octets");
         }
     }
     assert_eq!(b.gateway.flows(), 3, "one association for each client");
-    eventually("idle associations end on both sides", || a.gateway.flows() == 0 && b.gateway.flows() == 0).await;
+    eventually("idle associations end on both sides", || a.gateway.flows() == 0 && b.gateway.flows() == 0)
+        .await;
     clients[0].send(b"again").await.unwrap();
     let n = timeout(SOON, clients[0].recv(&mut buffer)).await.unwrap().unwrap();
     assert_eq!(&buffer[..n], b"again");

@@ -130,6 +130,11 @@ impl Explainer {
         let (registry, connect) = walk.end(links)?;
 
         let found = self.find(&service, &registry).await;
+        // A registry hides what we may not use; the manager's refusal tells whether that is so.
+        let found = match found {
+            Err(hidden) => Err(self.refusal(&service, payload, &connect).await.unwrap_or(hidden)),
+            found => found,
+        };
         let endpoints = walk.end(found)?;
 
         let chosen = select(&endpoints, payload);
@@ -185,10 +190,13 @@ impl Explainer {
         Ok((seen, ()))
     }
 
-    async fn connect(&self, domain: &Domain, gateways: &Gateways) -> Result<(Vec<String>, (Link, Link)), Stop> {
-        let seen = |role: Role, link: &Link| {
-            format!("{role} at {}: mutual TLS 1.3 with `{}`", link.addr, link.peer)
-        };
+    async fn connect(
+        &self,
+        domain: &Domain,
+        gateways: &Gateways,
+    ) -> Result<(Vec<String>, (Link, Link)), Stop> {
+        let seen =
+            |role: Role, link: &Link| format!("{role} at {}: mutual TLS 1.3 with `{}`", link.addr, link.peer);
         let connect = self.peers.dial(domain, Role::Connect, gateways).await.map_err(|e| stop(&e))?;
         let mut evidence = vec![seen(Role::Connect, &connect)];
         let registry = if gateways.registry == gateways.control {
@@ -201,7 +209,11 @@ impl Explainer {
         Ok((evidence, (registry, connect)))
     }
 
-    async fn find(&self, service: &ServiceName, registry: &Link) -> Result<(Vec<String>, Vec<Endpoint>), Stop> {
+    async fn find(
+        &self,
+        service: &ServiceName,
+        registry: &Link,
+    ) -> Result<(Vec<String>, Vec<Endpoint>), Stop> {
         let (domain, target) = (service.domain(), service.target());
         let found = self.peers.call_on(domain, registry, "Find", |c| find(c, target.as_str())).await;
         let endpoints: Vec<Endpoint> =
@@ -216,6 +228,12 @@ impl Explainer {
             format!("endpoint `{}` carries {payload}{port}", e.name)
         });
         Ok((seen.collect(), endpoints))
+    }
+
+    /// Why the peer's manager does not let us use the service, if it does not.
+    async fn refusal(&self, service: &ServiceName, payload: Option<Payload>, link: &Link) -> Option<Stop> {
+        let whichever = Endpoint { name: String::new(), payload: None, port: None };
+        self.request(service, &whichever, payload, link).await.err()
     }
 
     async fn request(
@@ -303,7 +321,11 @@ fn stop(fault: &PeerFault) -> Stop {
 }
 
 fn gateways_seen(gateways: &Gateways) -> Vec<String> {
-    let mut seen = vec![format!("found by {}{}", gateways.source, if gateways.stale { ", stale: the DNS does not answer" } else { "" })];
+    let mut seen = vec![format!(
+        "found by {}{}",
+        gateways.source,
+        if gateways.stale { ", stale: the DNS does not answer" } else { "" }
+    )];
     seen.extend(gateways.evidence.iter().cloned());
     seen.extend(gateways.control.iter().map(|c| format!("control {c}")));
     seen.extend(gateways.tunnel.iter().map(|c| format!("tunnel {c}")));

@@ -44,10 +44,7 @@ impl NetworkServer {
 
 #[tonic::async_trait]
 impl NetworkService for NetworkServer {
-    async fn request(
-        &self,
-        request: Request<NetworkServiceRequest>,
-    ) -> Result<Response<Connection>, Status> {
+    async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
         let peer = caller(&request)?;
         let asked = request.into_inner();
         let service = asked.connection.as_ref().map(|c| c.network_service.clone()).unwrap_or_default();
@@ -89,10 +86,14 @@ impl RequestError {
     /// A word for the metric; a closed set.
     fn outcome(&self) -> &'static str {
         match self {
-            Self::Wire(_) | Self::Refused(Refusal::Path(_) | Refusal::OwnName(_) | Refusal::Name { .. }) => "malformed",
+            Self::Wire(_) | Self::Refused(Refusal::Path(_) | Refusal::OwnName(_) | Refusal::Name { .. }) => {
+                "malformed"
+            }
             Self::Refused(r) => match r {
                 Refusal::Denied { .. } | Refusal::NotYours(_) => "denied",
-                Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => "unknown",
+                Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => {
+                    "unknown"
+                }
                 Refusal::PeerLimit(..) | Refusal::TotalLimit(_) => "limit",
                 _ => "mismatch",
             },
@@ -104,7 +105,9 @@ impl RequestError {
             Self::Wire(_) => Code::InvalidArgument,
             Self::Refused(r) => match r {
                 Refusal::Denied { .. } | Refusal::NotYours(_) => Code::PermissionDenied,
-                Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => Code::NotFound,
+                Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => {
+                    Code::NotFound
+                }
                 Refusal::PeerLimit(..) | Refusal::TotalLimit(_) => Code::ResourceExhausted,
                 Refusal::Path(_)
                 | Refusal::OwnName(_)
@@ -132,4 +135,3 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-

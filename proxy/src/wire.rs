@@ -135,10 +135,7 @@ pub(crate) fn network_service_request(
         ..Connection::default()
     };
     connection.set_state(State::Up);
-    NetworkServiceRequest {
-        connection: Some(connection),
-        mechanism_preferences: vec![quic(BTreeMap::new())],
-    }
+    NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![quic(BTreeMap::new())] }
 }
 
 /// A close as it goes out.

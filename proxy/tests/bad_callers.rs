@@ -77,7 +77,11 @@ async fn malformed_requests_get_a_status_that_names_the_fault() {
         ("not a service name", Code::InvalidArgument, connection("c", "no such!", &[("nsc", "c")])),
         ("carries TCP", Code::InvalidArgument, Connection { payload: "IP".into(), ..good() }),
         ("`mysql` is not offered by onprem.test", Code::NotFound, connection("c", "mysql", &[("nsc", "c")])),
-        ("not of this domain, which is onprem.test", Code::NotFound, connection("c", "a@b.test", &[("nsc", "c")])),
+        (
+            "not of this domain, which is onprem.test",
+            Code::NotFound,
+            connection("c", "a@b.test", &[("nsc", "c")]),
+        ),
     ];
     for (words, code, connection) in cases {
         let status: Status = client.request(request(connection)).await.unwrap_err();

@@ -78,7 +78,10 @@ async fn an_unknown_service_names_the_service_and_the_domain() {
     onprem.offers("postgres", &["pg-1"], ALLOW);
     let service = cloud.import("mysql@onprem.test");
     let fault = cloud.down_with(&service, "no service").await.last_fault.unwrap();
-    assert_eq!(fault.detail, "`mysql` has no endpoint in onprem.test");
+    assert_eq!(
+        fault.detail,
+        "onprem.test refused Request: not found: network service `mysql` is not offered by onprem.test"
+    );
     assert!(fault.hint.contains("carrick services @onprem.test"), "{}", fault.hint);
     // It is offered later: the watch tells, nobody has to ask.
     onprem.offers("mysql", &["my-1"], ALLOW);
@@ -289,7 +292,8 @@ async fn explain_stops_where_it_fails_and_says_what_to_do() {
         ("mysql@cloud.test", "find", "exports"),
     ] {
         let walk = explainer.explain(name, None).await;
-        let bad = walk.steps.iter().find(|s| s.verdict == Verdict::Failed).unwrap_or_else(|| panic!("{walk:#?}"));
+        let bad =
+            walk.steps.iter().find(|s| s.verdict == Verdict::Failed).unwrap_or_else(|| panic!("{walk:#?}"));
         assert_eq!(bad.step, failed, "{walk:#?}");
         assert!(bad.hint.as_ref().unwrap().contains(hint), "{bad:?}");
         let after = walk.steps.iter().skip_while(|s| s.step != failed).skip(1);

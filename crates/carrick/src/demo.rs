@@ -83,9 +83,14 @@ impl Story {
 
 async fn tell(story: &mut Story) -> anyhow::Result<Scene> {
     let mut scene = Scene::prepare().await?;
-    story.step("two domains, cloud.demo and onprem.demo, each with a root of its own; they exchanged bundles")?;
+    story.step(
+        "two domains, cloud.demo and onprem.demo, each with a root of its own; they exchanged bundles",
+    )?;
     scene.start_onprem().await?;
-    story.step(format!("onprem.demo is up: it exports `web`, which is {}, to cloud.demo alone", scene.service))?;
+    story.step(format!(
+        "onprem.demo is up: it exports `web`, which is {}, to cloud.demo alone",
+        scene.service
+    ))?;
     scene.start_cloud().await?;
     story.step("cloud.demo is up: it imports `web@onprem.demo` and knows nothing else of it")?;
 
@@ -95,7 +100,10 @@ async fn tell(story: &mut Story) -> anyhow::Result<Scene> {
     let client = Client::new(address);
     let greeting = client.get("/").await.context("the first request")?;
     ensure!(greeting == service::GREETING.as_bytes(), "the service greets with something else");
-    story.step(format!("first answer through the tunnel: {:?}", String::from_utf8_lossy(&greeting).trim_end()))?;
+    story.step(format!(
+        "first answer through the tunnel: {:?}",
+        String::from_utf8_lossy(&greeting).trim_end()
+    ))?;
     let refused = client::import_refusal(scene.cloud()?, scene::SECRET).await?;
     story.step(format!("`secret@onprem.demo` allows nobody, and says so: {refused}"))?;
     output::print(&topology(&scene, address)?)?;
@@ -110,14 +118,20 @@ async fn measure(story: &mut Story, client: &Client, service: std::net::SocketAd
     let rate = |took: Duration| format!("{:.0} Mbit/s", TRANSFER as f64 * 8.0 / took.as_secs_f64() / 1e6);
     let direct = Client::new(service).download(TRANSFER).await.context("the download without the tunnel")?;
     let down = client.download(TRANSFER).await.context("the download")?;
-    story.step(format!("{size} MiB from the service, SHA-256 verified: {} (without the tunnel {})", rate(down), rate(direct)))?;
+    story.step(format!(
+        "{size} MiB from the service, SHA-256 verified: {} (without the tunnel {})",
+        rate(down),
+        rate(direct)
+    ))?;
     let up = client.upload(TRANSFER).await.context("the upload")?;
     story.step(format!("{size} MiB to the service, SHA-256 verified: {}", rate(up)))?;
 
     let begun = Instant::now();
     client.short_flows(SHORT_FLOWS, AT_ONCE).await.context("the short flows")?;
     let per_second = SHORT_FLOWS as f64 / begun.elapsed().as_secs_f64();
-    story.step(format!("{SHORT_FLOWS} short flows, each a new TCP connection, every answer right: {per_second:.0} flows/s"))?;
+    story.step(format!(
+        "{SHORT_FLOWS} short flows, each a new TCP connection, every answer right: {per_second:.0} flows/s"
+    ))?;
     let latency = client.latency(REQUESTS).await.context("the latency")?;
     let without = Client::new(service).latency(REQUESTS).await.context("the latency without the tunnel")?;
     let shown = |d: Duration| quantity::micros(u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
@@ -128,7 +142,9 @@ async fn measure(story: &mut Story, client: &Client, service: std::net::SocketAd
         shown(without.median),
     ))?;
     if cfg!(debug_assertions) {
-        output::print("           (a development build; `cargo run --release -- demo` shows what it can do)\n")?;
+        output::print(
+            "           (a development build; `cargo run --release -- demo` shows what it can do)\n",
+        )?;
     }
     Ok(())
 }
@@ -157,7 +173,8 @@ fn invite(scene: &Scene) -> anyhow::Result<()> {
     let cloud = scene.cloud()?;
     let state = cloud.config.load().state_dir.display().to_string();
     let dns = cloud.addresses.dns.context("cloud.demo serves no DNS")?;
-    let program = std::env::current_exe().map_or_else(|_| "carrick".into(), |path| path.display().to_string());
+    let program =
+        std::env::current_exe().map_or_else(|_| "carrick".into(), |path| path.display().to_string());
     output::print(&format!(
         "\nIt keeps running. Try, in another terminal:\n\n  \
          {program} --state-dir {state} status\n  \

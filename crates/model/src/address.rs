@@ -256,7 +256,12 @@ mod tests {
 
     #[test]
     fn targets_parse_and_print() {
-        for text in ["tcp://10.0.0.5:5432", "udp://[2001:db8::1]:53", "tcp://db.internal:5432", "unix:///run/app.sock"] {
+        for text in [
+            "tcp://10.0.0.5:5432",
+            "udp://[2001:db8::1]:53",
+            "tcp://db.internal:5432",
+            "unix:///run/app.sock",
+        ] {
             assert_eq!(text.parse::<ExportTarget>().unwrap().to_string(), text);
         }
         let fault = |s: &str| s.parse::<ExportTarget>().unwrap_err();

@@ -157,7 +157,10 @@ mod tests {
         assert_eq!(fault("a.b.300"), DomainError::IpAddress);
         assert_eq!(fault("-a.example"), DomainError::Label("-a".into()));
         assert_eq!(fault("a..example"), DomainError::Label(String::new()));
-        assert_eq!(fault(&format!("{}.example", "a".repeat(64))), DomainError::Label(format!("{}…", "a".repeat(40))));
+        assert_eq!(
+            fault(&format!("{}.example", "a".repeat(64))),
+            DomainError::Label(format!("{}…", "a".repeat(40)))
+        );
         assert_eq!(fault(&"a.".repeat(200)), DomainError::TooLong(399));
         assert_eq!(fault("a\u{ffff}b.example"), DomainError::Idna);
         assert_eq!(fault("under_score.example"), DomainError::Label("under_score".into()));

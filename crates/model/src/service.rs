@@ -22,7 +22,9 @@ pub enum TargetError {
     #[error("a service name has at most {max} characters, this one has {0}", max = domain::MAX_NAME)]
     TooLong(usize),
     /// A label breaks the rules of RFC 1123 section 2.1.
-    #[error("label `{0}`: a service is made of DNS labels: letters, digits and inner hyphens, joined by dots")]
+    #[error(
+        "label `{0}`: a service is made of DNS labels: letters, digits and inner hyphens, joined by dots"
+    )]
     Label(String),
 }
 

@@ -88,7 +88,8 @@ impl Counters {
 impl Counters {
     /// The sum over all series with this value of the first label.
     pub fn sum(&self, first: &'static str) -> u64 {
-        let seconds: Vec<_> = self.known.lock().iter().filter(|known| known[0] == first).map(|known| known[1]).collect();
+        let seconds: Vec<_> =
+            self.known.lock().iter().filter(|known| known[0] == first).map(|known| known[1]).collect();
         seconds.into_iter().map(|second| self.of2(first, second).get()).sum()
     }
 }
@@ -265,7 +266,10 @@ mod tests {
         for metric in Metric::ALL.iter().filter(|metric| metric.labels().is_empty()) {
             assert!(text.contains(&format!("# HELP carrick_{} ", metric.name())), "{metric:?}\n{text}");
         }
-        assert!(text.contains(r#"carrick_flows_refused_total{direction="import",reason="denied"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"carrick_flows_refused_total{direction="import",reason="denied"} 1"#),
+            "{text}"
+        );
         assert!(text.contains(r#"carrick_flows_active{direction="export"} 1"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
         metrics.flows_refused.of2("import", "no_tunnel").inc_by(2);

@@ -65,7 +65,10 @@ mod tests {
 
     #[test]
     fn the_examples_of_rfc_9000_appendix_a() {
-        assert_eq!(flow_number(&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c]), Some((151_288_809_941_952_652, 8)));
+        assert_eq!(
+            flow_number(&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c]),
+            Some((151_288_809_941_952_652, 8))
+        );
         assert_eq!(flow_number(&[0x9d, 0x7f, 0x3e, 0x7d]), Some((494_878_333, 4)));
         assert_eq!(flow_number(&[0x7b, 0xbd]), Some((15_293, 2)));
         assert_eq!(flow_number(&[0x25]), Some((37, 1)));

@@ -157,7 +157,9 @@ impl FlowHeader {
     fn read_field(&mut self, kind: u8, value: &[u8]) -> Result<(), HeaderError> {
         match kind {
             FIELD_CALLER => {
-                let text = std::str::from_utf8(value).ok().filter(|t| t.len() <= carrick_model::identity::MAX_SPIFFE_ID);
+                let text = std::str::from_utf8(value)
+                    .ok()
+                    .filter(|t| t.len() <= carrick_model::identity::MAX_SPIFFE_ID);
                 let id = text.and_then(|t| SpiffeId::new(t).ok()).ok_or(HeaderError::Value(kind))?;
                 set_once(&mut self.caller, id, kind)
             }

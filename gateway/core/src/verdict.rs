@@ -103,10 +103,16 @@ impl Verdict {
             Self::Refused => "look at the log of the other domain's gateway",
             Self::Malformed => "the two gateways disagree about the protocol: compare their versions",
             Self::UnknownConnection => "nothing to do: a new connection is requested at once",
-            Self::NotYours => "the connection was made under another identity: check that no two gateways share a state directory",
+            Self::NotYours => {
+                "the connection was made under another identity: check that no two gateways share a state directory"
+            }
             Self::WrongPayload => "import the service with the scheme it is exported with (tcp or udp)",
-            Self::TargetRefused => "the service behind the export is not running, or not at the address of `to:`",
-            Self::TargetUnreachable => "the exporting gateway has no route to the address of `to:`, or a firewall drops its packets",
+            Self::TargetRefused => {
+                "the service behind the export is not running, or not at the address of `to:`"
+            }
+            Self::TargetUnreachable => {
+                "the exporting gateway has no route to the address of `to:`, or a firewall drops its packets"
+            }
             Self::Overloaded => "raise `limits.max_flows` on the exporting side, or add a gateway",
             Self::Draining => "the exporting gateway stops or restarts: retry",
         }

@@ -101,8 +101,12 @@ impl BindError {
             io::ErrorKind::AddrInUse => {
                 "another process has the port (`ss -ltnp` shows which); stop it or change `listen.control`"
             }
-            io::ErrorKind::AddrNotAvailable => "the host does not have this address: correct `listen.control`",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one",
+            io::ErrorKind::AddrNotAvailable => {
+                "the host does not have this address: correct `listen.control`"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one"
+            }
             _ => "correct `listen.control`",
         }
     }

@@ -1,6 +1,10 @@
 //! One question to one DNS server, as an application's stub resolver asks it.
 
-use std::{io, net::{Ipv4Addr, SocketAddr}, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use hickory_resolver::proto::{
     op::{Message, Query, ResponseCode},

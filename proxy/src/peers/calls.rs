@@ -1,12 +1,7 @@
 //! What is asked of a peer. Everything here is idempotent, so a call that breaks on a connection that worked before is made
 //! once more on a new one: the peer may have restarted since.
 
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use carrick_model::{Domain, Target, service::split_name};
 use carrick_proto::{

@@ -152,14 +152,16 @@ impl PeerFault {
                 "the domain publishes no registry: ask its operator".to_owned()
             }
             Self::NoAddress { role: Role::Connect, .. } => {
-                "the domain publishes a registry only (a floating domain): its services are other domains'".to_owned()
+                "the domain publishes a registry only (a floating domain): its services are other domains'"
+                    .to_owned()
             }
             Self::Dial { attempts, .. } => dial_hint(attempts),
             Self::NotAccepted { domain, .. } => format!(
                 "{domain} does not trust this domain: run `carrick trust export` here and import the bundle there; compare the clocks too"
             ),
             Self::Broken { .. } => {
-                "the peer closed or restarted; if it goes on, look at its log for a refused handshake".to_owned()
+                "the peer closed or restarted; if it goes on, look at its log for a refused handshake"
+                    .to_owned()
             }
             Self::TimedOut { call: "connect", .. } => {
                 "is the address right, and does a firewall drop TCP to the control port?".to_owned()
@@ -172,13 +174,19 @@ impl PeerFault {
                     "the operator of {domain} has to add this gateway's SPIFFE ID to the export's `allow:` list"
                 ),
                 Code::NotFound => {
-                    format!("`carrick services @{domain}` lists what there is; check the spelling of the service")
+                    format!(
+                        "`carrick services @{domain}` lists what there is; check the spelling of the service"
+                    )
                 }
                 Code::ResourceExhausted => "the peer is at a limit: its log says which".to_owned(),
-                Code::Unimplemented => "the peer is not a gateway of this protocol: check the address".to_owned(),
+                Code::Unimplemented => {
+                    "the peer is not a gateway of this protocol: check the address".to_owned()
+                }
                 _ => "the peer's log says more; compare the versions".to_owned(),
             },
-            Self::BadAnswer { .. } => "the peer speaks the protocol differently: compare the versions".to_owned(),
+            Self::BadAnswer { .. } => {
+                "the peer speaks the protocol differently: compare the versions".to_owned()
+            }
         }
     }
 

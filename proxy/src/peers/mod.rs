@@ -27,13 +27,13 @@ use futures::{
 };
 use parking_lot::Mutex;
 
+pub(crate) use self::calls::{close_on, find, request_on};
 pub use self::{
     calls::{PeerService, WatchItem},
     dial::Link,
     fault::{DialFault, PeerFault},
     trust_map::TrustMap,
 };
-pub(crate) use self::calls::{close_on, find, request_on};
 use crate::resolve::{Gateways, Resolver};
 
 /// How long a peer may take to answer one call.
@@ -119,12 +119,7 @@ impl Peers {
     }
 
     /// A connection of its own, outside the pool.
-    pub async fn dial(
-        &self,
-        domain: &Domain,
-        role: Role,
-        gateways: &Gateways,
-    ) -> Result<Link, PeerFault> {
+    pub async fn dial(&self, domain: &Domain, role: Role, gateways: &Gateways) -> Result<Link, PeerFault> {
         let (trust_domain, _bundle) = self.expected(domain)?;
         let addresses = {
             let mut rng = rand::rng();
@@ -173,7 +168,8 @@ impl Peers {
         let number = pool.next;
         pool.next += 1;
         let (peers, (domain, role)) = (self.clone(), key.clone());
-        let lost = PeerFault::TimedOut { domain: domain.clone(), call: "connect", after: dial::DIAL_DEADLINE };
+        let lost =
+            PeerFault::TimedOut { domain: domain.clone(), call: "connect", after: dial::DIAL_DEADLINE };
         let task = self.inner.tasks.spawn("dial a peer", async move { peers.make(&domain, role).await });
         let dialled = task.map(|joined| joined.unwrap_or(Err(lost))).boxed().shared();
         let slot = Slot { number, dialled };
@@ -194,9 +190,8 @@ impl Peers {
     }
 
     fn is_current(&self, domain: &Domain, pooled: &Pooled) -> bool {
-        self.expected(domain).is_ok_and(|(td, bundle)| {
-            td == pooled.link.trust_domain && Arc::ptr_eq(&bundle, &pooled.bundle)
-        })
+        self.expected(domain)
+            .is_ok_and(|(td, bundle)| td == pooled.link.trust_domain && Arc::ptr_eq(&bundle, &pooled.bundle))
     }
 
     fn drop_slot(&self, key: &(Domain, Role), number: u64) {

@@ -13,7 +13,8 @@ use std::{
 use carrick_identity::{EmbeddedCa, Identity, TrustStore};
 use carrick_model::{ConnectionId, Domain, ExportTarget, ServiceName, SpiffeId, TrustDomain};
 use carrick_proto::registry::{
-    NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse, NetworkServiceLabels,
+    NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
+    NetworkServiceLabels,
     network_service_endpoint_registry_server::{
         NetworkServiceEndpointRegistry, NetworkServiceEndpointRegistryServer,
     },
@@ -284,8 +285,9 @@ fn serve(
 }
 
 fn endpoint(name: &str, service: &str) -> NetworkServiceEndpoint {
-    let labels: BTreeMap<String, String> =
-        [("carrick.port", "5432"), ("carrick.payload", "TCP")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let labels: BTreeMap<String, String> = [("carrick.port", "5432"), ("carrick.payload", "TCP")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
     NetworkServiceEndpoint {
         name: name.to_owned(),
         network_service_names: vec![service.to_owned()],
@@ -314,16 +316,12 @@ impl NetworkServiceEndpointRegistry for Registry {
         Err(Status::unimplemented("not in these tests"))
     }
 
-    async fn find(
-        &self,
-        request: Request<NetworkServiceEndpointQuery>,
-    ) -> Result<Response<Found>, Status> {
+    async fn find(&self, request: Request<NetworkServiceEndpointQuery>) -> Result<Response<Found>, Status> {
         let query = request.into_inner();
         let wanted = query.network_service_endpoint.unwrap_or_default().network_service_names;
         let mut list = self.0.clone();
-        let fits = move |e: &NetworkServiceEndpoint| {
-            wanted.iter().all(|w| e.network_service_names.contains(w))
-        };
+        let fits =
+            move |e: &NetworkServiceEndpoint| wanted.iter().all(|w| e.network_service_names.contains(w));
         let told = |endpoint: &NetworkServiceEndpoint, deleted| {
             Ok(NetworkServiceEndpointResponse { network_service_endpoint: Some(endpoint.clone()), deleted })
         };

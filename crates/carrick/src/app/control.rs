@@ -17,9 +17,9 @@ use super::{imports::AddError, parts::Daemon, reload};
 use crate::admin::{
     VERSION,
     api::{
-        ConnectReply, ConnectRequest, ConnectionRow, Counters, Direction, ExplainReport, ExplainStep, ExportRow,
-        IdentityRow, ImportRow, ImportState, ListenerRow, Origin, PeerRow, Problem, ProblemCode, ReloadReply,
-        ServiceRow, Status, StepKind, TrustRow, TunnelRow, Verdict, micros,
+        ConnectReply, ConnectRequest, ConnectionRow, Counters, Direction, ExplainReport, ExplainStep,
+        ExportRow, IdentityRow, ImportRow, ImportState, ListenerRow, Origin, PeerRow, Problem, ProblemCode,
+        ReloadReply, ServiceRow, Status, StepKind, TrustRow, TunnelRow, Verdict, micros,
     },
     control::Control,
 };
@@ -104,9 +104,13 @@ impl Control for Admin {
         if daemon.draining.load(Ordering::Relaxed) {
             return Err(Problem::new(ProblemCode::Unavailable, "the daemon is about to stop"));
         }
-        let bound = daemon.listeners.add_ad_hoc(&daemon.imports, &service, &listen).map_err(|e| add_problem(e, &service))?;
+        let bound = daemon
+            .listeners
+            .add_ad_hoc(&daemon.imports, &service, &listen)
+            .map_err(|e| add_problem(e, &service))?;
         let settled = wait_until_settled(daemon, &service).await;
-        let (state, why) = settled.map_or((ImportState::Connecting, None), |import| (state_of(import.state), why(&import)));
+        let (state, why) =
+            settled.map_or((ImportState::Connecting, None), |import| (state_of(import.state), why(&import)));
         Ok(ConnectReply { service, listen: bound, state, why })
     }
 
@@ -143,7 +147,9 @@ impl Control for Admin {
         // In a task of its own: a caller that goes away must not leave a reload half done.
         let daemon = self.0.clone();
         let reloading = self.0.tasks.spawn("reload", async move { reload::reload(&daemon).await });
-        reloading.await.unwrap_or_else(|_| Err(Problem::new(ProblemCode::Internal, "the reload did not finish")))
+        reloading
+            .await
+            .unwrap_or_else(|_| Err(Problem::new(ProblemCode::Internal, "the reload did not finish")))
     }
 
     fn metrics(&self) -> String {
@@ -254,14 +260,19 @@ fn export_rows(daemon: &Daemon) -> Vec<ExportRow> {
 fn tunnel_rows(daemon: &Daemon) -> Vec<TunnelRow> {
     let trusted = daemon.trusted.lock();
     let domain_of = |tunnel: &TunnelSnapshot| {
-        trusted.iter().find(|t| t.bundle.trust_domain() == tunnel.peer.trust_domain()).map(|t| t.domain.clone())
+        trusted
+            .iter()
+            .find(|t| t.bundle.trust_domain() == tunnel.peer.trust_domain())
+            .map(|t| t.domain.clone())
     };
     let mut rows: Vec<TunnelRow> = Vec::new();
     for tunnel in daemon.gateway.tunnels() {
         let direction = if tunnel.role == "dialled" { Direction::Outgoing } else { Direction::Incoming };
         let peer = tunnel.peer.to_string();
         let rtt = micros(tunnel.rtt);
-        let same = |row: &&mut TunnelRow| row.peer == peer && row.address == tunnel.address && row.direction == direction;
+        let same = |row: &&mut TunnelRow| {
+            row.peer == peer && row.address == tunnel.address && row.direction == direction
+        };
         if let Some(row) = rows.iter_mut().find(same) {
             row.lanes += 1;
             row.flows += tunnel.flows as u64;
@@ -294,10 +305,12 @@ fn tunnel_rows(daemon: &Daemon) -> Vec<TunnelRow> {
 
 /// The domains that imports need. The resolver answers from its cache as a rule.
 async fn peer_rows(daemon: &Daemon) -> Vec<PeerRow> {
-    let mut domains: Vec<Domain> = daemon.imports.list().into_iter().map(|service| service.domain().clone()).collect();
+    let mut domains: Vec<Domain> =
+        daemon.imports.list().into_iter().map(|service| service.domain().clone()).collect();
     domains.dedup();
     let rows = domains.into_iter().map(|domain| async move {
-        let trust_domain = daemon.trust_map.trust_domain(&domain).map_or_else(String::new, |td| td.to_string());
+        let trust_domain =
+            daemon.trust_map.trust_domain(&domain).map_or_else(String::new, |td| td.to_string());
         let mut row = PeerRow {
             domain,
             trust_domain,
@@ -383,7 +396,8 @@ async fn remote_services(daemon: &Daemon, domain: &Domain) -> Result<Vec<Service
     let found = daemon.peers.services(domain).await.map_err(|fault| {
         let hint = fault.hint();
         let why = format!("{:#}", anyhow::Error::from(fault));
-        Problem::new(ProblemCode::Unavailable, format!("{domain} does not tell its services: {why}")).hint(hint)
+        Problem::new(ProblemCode::Unavailable, format!("{domain} does not tell its services: {why}"))
+            .hint(hint)
     })?;
     let imported = daemon.imports.snapshot();
     let rows = found.into_iter().filter_map(|service| {
@@ -507,7 +521,10 @@ async fn stitch(daemon: &Daemon, walked: &Explanation) -> ExplainStep {
             step.verdict = Verdict::Ok;
             step.evidence = vec![
                 format!("QUIC tunnel to {} at {}, {}", tunnel.peer, tunnel.address, tunnel.role),
-                format!("round trip {:.1?}, packets of {} bytes, {} flows", tunnel.rtt, tunnel.mtu, tunnel.flows),
+                format!(
+                    "round trip {:.1?}, packets of {} bytes, {} flows",
+                    tunnel.rtt, tunnel.mtu, tunnel.flows
+                ),
             ];
         }
         Err(why) => {
@@ -534,7 +551,9 @@ fn keep(import: Option<&ImportStatus>) -> ExplainStep {
         hint: None,
     };
     let Some(import) = import else {
-        step.evidence.push("not imported here: `carrick connect` or an entry under `imports:` makes it usable".to_owned());
+        step.evidence.push(
+            "not imported here: `carrick connect` or an entry under `imports:` makes it usable".to_owned(),
+        );
         return step;
     };
     if let Some(connection) = import.connection {

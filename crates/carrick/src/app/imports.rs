@@ -122,7 +122,12 @@ impl Listeners {
     }
 
     /// Takes away what [`add_ad_hoc`](Self::add_ad_hoc) made, named by where it is bound or by what was asked.
-    pub(crate) async fn remove_ad_hoc(&self, imports: &Imports, service: &ServiceName, at: &ListenAddress) -> bool {
+    pub(crate) async fn remove_ad_hoc(
+        &self,
+        imports: &Imports,
+        service: &ServiceName,
+        at: &ListenAddress,
+    ) -> bool {
         let asked = {
             let known = self.known.lock();
             let wanted = known.get(service).into_iter().flat_map(|known| &known.wanted);
@@ -193,8 +198,13 @@ impl Listeners {
         View {
             listen,
             virtual_ip,
-            dns_name: self.names.as_ref().filter(|_| virtual_ip.is_some()).map(|names| service.dns_name(&names.suffix)),
-            ad_hoc: entry.is_some_and(|known| !known.wanted.is_empty() && known.wanted.iter().all(|w| w.ad_hoc)),
+            dns_name: self
+                .names
+                .as_ref()
+                .filter(|_| virtual_ip.is_some())
+                .map(|names| service.dns_name(&names.suffix)),
+            ad_hoc: entry
+                .is_some_and(|known| !known.wanted.is_empty() && known.wanted.iter().all(|w| w.ad_hoc)),
         }
     }
 
@@ -212,7 +222,10 @@ impl Listeners {
         let zone = match zone {
             Ok(zone) => zone,
             Err(error) => {
-                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the zone cannot be made; the old one stays in force");
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "the zone cannot be made; the old one stays in force"
+                );
                 return;
             }
         };
@@ -222,7 +235,12 @@ impl Listeners {
         names.zone.set(zone);
     }
 
-    fn open(&self, service: &ServiceName, asked: &ListenAddress, ad_hoc: bool) -> Result<ListenAddress, AddError> {
+    fn open(
+        &self,
+        service: &ServiceName,
+        asked: &ListenAddress,
+        ad_hoc: bool,
+    ) -> Result<ListenAddress, AddError> {
         let key = ListenerKey { service: service.clone(), address: asked.clone() };
         let bound = self.gateway.listen(key)?;
         let wanted = Wanted { asked: asked.clone(), bound: bound.clone(), ad_hoc };

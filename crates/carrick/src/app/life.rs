@@ -77,7 +77,13 @@ fn marks(daemon: &Daemon) -> Vec<Mark> {
         let BundleSource::File(path) = &entry.bundle;
         path.clone()
     }));
-    paths.into_iter().map(|path| { let mark = mark(&path); (path, mark) }).collect()
+    paths
+        .into_iter()
+        .map(|path| {
+            let mark = mark(&path);
+            (path, mark)
+        })
+        .collect()
 }
 
 fn mark(path: &Path) -> Option<(SystemTime, u64, u64)> {

@@ -120,17 +120,14 @@ impl Daemon {
             trust.clone(),
             metrics.clone(),
             tasks.clone(),
-        )
-        ?;
+        )?;
         let admin_listener = match config.listen.admin {
             Some(address) => Some(admin::bind_tcp(address).await?),
             None => None,
         };
         let zone = dns::ZoneHandle::new(dns::Zone::empty());
         let dns_server = match config.listen.dns {
-            Some(address) => {
-                Some(dns::Server::bind(address, zone.clone(), metrics.clone()).await?)
-            }
+            Some(address) => Some(dns::Server::bind(address, zone.clone(), metrics.clone()).await?),
             None => None,
         };
         let addresses = Addresses {
@@ -163,7 +160,8 @@ impl Daemon {
         let for_bridge = Arc::new(OnceLock::new());
         let _first = for_bridge.set(Arc::downgrade(&listeners));
         let datapath = Arc::new(GatewayPath { gateway: gateway.clone(), listeners: for_bridge });
-        let resolver = Resolver::new(resolver_settings(&config), metrics.clone()).context("the DNS cannot be asked")?;
+        let resolver =
+            Resolver::new(resolver_settings(&config), metrics.clone()).context("the DNS cannot be asked")?;
         resolver.set_peers(static_peers(&config));
         let peers = Peers::new(identity.clone(), trust.clone(), trust_map.clone(), resolver.clone(), &tasks);
         let tunnel_addresses = tunnel_addresses(&advertised, addresses.tunnel.port());
@@ -176,7 +174,8 @@ impl Daemon {
             metrics.clone(),
         );
         let registry = Registry::new(config.domain.clone(), config.trust_domain.clone(), &tasks, &metrics);
-        let imports = Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
+        let imports =
+            Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
         let explainer = Explainer::new(peers.clone(), exports.clone());
 
         let daemon = Arc::new(Self {
@@ -264,7 +263,12 @@ impl Daemon {
             took_ms = self.began.elapsed().as_millis() as u64,
             "carrick is ready"
         );
-        notify::status(&format!("{}: {} exports, {} imports", config.domain, config.exports.len(), config.imports.len()));
+        notify::status(&format!(
+            "{}: {} exports, {} imports",
+            config.domain,
+            config.exports.len(),
+            config.imports.len()
+        ));
     }
 }
 
@@ -276,11 +280,15 @@ const HEALTHY: [&str; 4] = [
     "registry.NetworkServiceEndpointRegistry",
 ];
 
-fn embedded_identity(config: &Config, state: &StateDir) -> anyhow::Result<(Identity, carrick_identity::Bundle)> {
+fn embedded_identity(
+    config: &Config,
+    state: &StateDir,
+) -> anyhow::Result<(Identity, carrick_identity::Bundle)> {
     let now = SystemTime::now();
     let ca = EmbeddedCa::open_or_create(state.path(), &config.trust_domain, now)?;
     let bundle = ca.bundle();
-    let id = SpiffeId::new(format!("spiffe://{}{GATEWAY_PATH}", config.trust_domain)).context("the gateway has no SPIFFE ID")?;
+    let id = SpiffeId::new(format!("spiffe://{}{GATEWAY_PATH}", config.trust_domain))
+        .context("the gateway has no SPIFFE ID")?;
     let identity = Identity::embedded(ca, id, config.identity.svid_lifetime, now)?;
     Ok((identity, bundle))
 }
@@ -346,7 +354,8 @@ pub(crate) fn advertised(config: &Config) -> Vec<Host> {
 /// Asks the routing table, without sending anything, from where a packet to the world would come.
 fn source_address(any: IpAddr) -> Option<IpAddr> {
     // Addresses for documentation (RFC 5737, RFC 3849): they belong to nobody, and connecting a UDP socket sends nothing.
-    let (any, world) = if any.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
+    let (any, world) =
+        if any.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(world).ok()?;
     socket.local_addr().ok().map(|address| address.ip())

@@ -20,8 +20,12 @@ pub(crate) async fn reload(daemon: &Daemon) -> Result<ReloadReply, Problem> {
     let outcome = apply(daemon).await;
     daemon.metrics.reloads.of(if outcome.is_ok() { "applied" } else { "refused" }).inc();
     match &outcome {
-        Ok(done) => tracing::info!(applied = ?done.applied, restart_needed = ?done.restart_needed, "the configuration was read again"),
-        Err(problem) => tracing::error!(why = %problem, hint = problem.hint, "the new configuration is refused; the old one stays in force"),
+        Ok(done) => {
+            tracing::info!(applied = ?done.applied, restart_needed = ?done.restart_needed, "the configuration was read again")
+        }
+        Err(problem) => {
+            tracing::error!(why = %problem, hint = problem.hint, "the new configuration is refused; the old one stays in force")
+        }
     }
     outcome
 }
@@ -42,12 +46,22 @@ async fn apply(daemon: &Daemon) -> Result<ReloadReply, Problem> {
     apply_trust(daemon, &effective, &mut done)?;
     if !difference.peers.is_empty() {
         daemon.resolver.set_peers(parts::static_peers(&effective));
-        note(&mut done, "peer", &difference.peers.added, &difference.peers.removed, &difference.peers.changed, |p| p.domain.to_string());
+        note(
+            &mut done,
+            "peer",
+            &difference.peers.added,
+            &difference.peers.removed,
+            &difference.peers.changed,
+            |p| p.domain.to_string(),
+        );
     }
     if !difference.exports.is_empty() {
-        apply_exports(daemon, &effective).map_err(|error| Problem::new(ProblemCode::InvalidConfig, format!("{error:#}")))?;
+        apply_exports(daemon, &effective)
+            .map_err(|error| Problem::new(ProblemCode::InvalidConfig, format!("{error:#}")))?;
         let exports = &difference.exports;
-        note(&mut done, "export", &exports.added, &exports.removed, &exports.changed, |e| e.service.to_string());
+        note(&mut done, "export", &exports.added, &exports.removed, &exports.changed, |e| {
+            e.service.to_string()
+        });
     }
     let imports = &difference.imports;
     for service in &imports.removed {
@@ -90,7 +104,9 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
     let (all, faults) = trust::read(config, &daemon.state, &daemon.own_bundle);
     if let Some(fault) = faults.into_iter().next() {
         let hint = fault.hint();
-        return Err(Problem::new(ProblemCode::InvalidConfig, format!("{:#}", anyhow::Error::from(fault))).hint(hint));
+        return Err(
+            Problem::new(ProblemCode::InvalidConfig, format!("{:#}", anyhow::Error::from(fault))).hint(hint)
+        );
     }
     let before = std::mem::replace(&mut *daemon.trusted.lock(), all.clone());
     let gone = trust::apply(&all, &daemon.trust, &daemon.trust_map)

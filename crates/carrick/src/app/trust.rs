@@ -62,7 +62,8 @@ impl TrustError {
 /// Everything that is trusted, the own domain first. What cannot be read is told apart, and the rest stands.
 pub(crate) fn read(config: &Config, state: &StateDir, own: &Bundle) -> (Vec<Trusted>, Vec<TrustError>) {
     let mut faults = Vec::new();
-    let mut all = vec![Trusted { domain: config.domain.clone(), bundle: own.clone(), origin: Origin::Embedded }];
+    let mut all =
+        vec![Trusted { domain: config.domain.clone(), bundle: own.clone(), origin: Origin::Embedded }];
     for entry in &config.trust {
         let BundleSource::File(path) = &entry.bundle;
         match Bundle::read(&entry.trust_domain, path) {

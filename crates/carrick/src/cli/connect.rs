@@ -67,10 +67,10 @@ async fn end(client: &Client, reply: ConnectReply, hold: Hold) -> anyhow::Result
     Ok(ended?)
 }
 
-/// Tells changes of the import's state. Never completes while the daemon answers; what is wrong with a daemon that does
+/// Tells changes of the import's state; a reason alone may hold times and differ at every attempt. Never completes while the daemon answers; what is wrong with a daemon that does
 /// not, the hold finds out.
 async fn watch(client: &Client, reply: &ConnectReply) {
-    let mut seen = (reply.state, reply.why.clone());
+    let mut seen = reply.state;
     loop {
         tokio::time::sleep(WATCH).await;
         let Ok(status) = client.status().await else { continue };
@@ -79,10 +79,9 @@ async fn watch(client: &Client, reply: &ConnectReply) {
             .into_iter()
             .find(|i| i.ad_hoc && i.service == reply.service && i.listen.contains(&reply.listen));
         let Some(import) = import else { continue };
-        let is = (import.state, import.why);
-        if is != seen {
-            note(sentence(&reply.service, is.0, is.1.as_deref()));
-            seen = is;
+        if import.state != seen {
+            note(sentence(&reply.service, import.state, import.why.as_deref()));
+            seen = import.state;
         }
     }
 }

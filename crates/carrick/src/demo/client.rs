@@ -38,7 +38,10 @@ impl Client {
         Self { address }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "it plays an application: the daemons' tasks are not its own")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it plays an application: the daemons' tasks are not its own"
+    )]
     async fn connect(&self) -> anyhow::Result<SendRequest<Body>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
@@ -127,7 +130,10 @@ pub(super) async fn lookup(server: SocketAddr, name: &str, port: u16) -> anyhow:
     let deadline = Instant::now() + PATIENCE;
     loop {
         let tried = async {
-            let address = SocketAddr::new(carrick_proxy::dns::ask_a(&question_socket().await?, server, name).await?.into(), port);
+            let address = SocketAddr::new(
+                carrick_proxy::dns::ask_a(&question_socket().await?, server, name).await?.into(),
+                port,
+            );
             TcpStream::connect(address).await.with_context(|| format!("{address} does not listen"))?;
             anyhow::Ok(address)
         };
@@ -147,10 +153,13 @@ async fn question_socket() -> anyhow::Result<UdpSocket> {
 pub(super) async fn import_refusal(daemon: &Daemon, service: &str) -> anyhow::Result<String> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        let import = daemon.imports.snapshot().into_iter().find(|import| import.service.to_string() == service);
+        let import =
+            daemon.imports.snapshot().into_iter().find(|import| import.service.to_string() == service);
         match import {
             Some(import) if import.state.is_up() => bail!("{service} is up, and nobody is allowed to use it"),
-            Some(carrick_proxy::imports::ImportStatus { last_fault: Some(fault), .. }) => return Ok(fault.detail),
+            Some(carrick_proxy::imports::ImportStatus { last_fault: Some(fault), .. }) => {
+                return Ok(fault.detail);
+            }
             _ => tokio::time::sleep(LOOK).await,
         }
     }

@@ -45,7 +45,10 @@ impl Scene {
     pub(super) async fn prepare() -> anyhow::Result<Self> {
         let home = Home(std::env::temp_dir().join(format!("carrick-demo-{}", std::process::id())));
         let mut private = std::fs::DirBuilder::new();
-        private.mode(0o700).create(&home.0).with_context(|| format!("{} cannot be made", home.0.display()))?;
+        private
+            .mode(0o700)
+            .create(&home.0)
+            .with_context(|| format!("{} cannot be made", home.0.display()))?;
         for domain in ["cloud.demo", "onprem.demo"] {
             let state = home.0.join(domain);
             private.create(&state).with_context(|| format!("{} cannot be made", state.display()))?;

@@ -33,13 +33,16 @@ pub(super) async fn start() -> anyhow::Result<(SocketAddr, AbortHandle)> {
 }
 
 /// Octets that no piece of another place equals: a swapped or repeated piece shows in the hash.
-pub(super) fn octets(total: usize) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+pub(super) fn octets(
+    total: usize,
+) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
     stream::iter((0..total).step_by(PIECE).map(move |at| Ok(piece(at, total))))
 }
 
 fn piece(at: usize, total: usize) -> Bytes {
     let end = total.min(at + PIECE);
-    let words = (at..end).step_by(8).flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    let words =
+        (at..end).step_by(8).flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     words.take(end - at).collect::<Vec<u8>>().into()
 }
 

@@ -149,12 +149,16 @@ impl Outbound {
         if let Some(held) = &mut self.held {
             held.refresh_at = now.mono;
         }
-        if endpoints.is_empty() {
-            let fault = self.no_service();
-            self.fail(fault, now);
-        } else {
+        if !endpoints.is_empty() {
             self.learn(endpoints);
             self.proceed(now);
+        } else if self.held.is_none() && !self.closing {
+            // A registry hides what we may not use. The manager knows whether there is no such service or we are not
+            // allowed, so it is asked for whatever endpoint there is: its refusal is the reason.
+            self.ask(Endpoint { name: String::new(), payload: None, port: None }, now);
+        } else {
+            let fault = self.no_service();
+            self.fail(fault, now);
         }
     }
 
@@ -398,6 +402,10 @@ impl Outbound {
             let fault = self.no_match();
             return self.fail(fault, now);
         };
+        self.ask(endpoint, now);
+    }
+
+    fn ask(&mut self, endpoint: Endpoint, now: Now) {
         let expires = now.wall + self.settings.lease;
         let attempt = self.start(StepKind::Request, now);
         let path = self.own_path(expires);

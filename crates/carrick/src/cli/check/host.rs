@@ -96,7 +96,7 @@ fn socket(subject: String, address: &ListenAddress, running: Option<&Status>) ->
         return Finding::new(Level::Ok, subject, format!("{address} is free"));
     };
     if err.kind() == io::ErrorKind::AddrInUse
-        && let Some(status) = running.filter(|s| holds(s, address))
+        && let Some(status) = running.filter(|s| holds(s, &subject, address))
     {
         let message = format!("{address} is held by the carrick that runs (process {})", status.pid);
         return Finding::new(Level::Ok, subject, message);
@@ -138,10 +138,13 @@ fn port_of(address: &ListenAddress) -> Option<u16> {
     }
 }
 
-/// Whether the running daemon is the one that has the address.
-fn holds(status: &Status, address: &ListenAddress) -> bool {
-    let text = address.to_string();
-    status.listeners.iter().any(|l| l.address == text)
+/// Whether the running daemon is the one that has the address. It has both of the DNS listener's transports or neither,
+/// so that one is known by its name and address alone.
+fn holds(status: &Status, subject: &str, address: &ListenAddress) -> bool {
+    let (text, dns) = (address.to_string(), "listen.dns");
+    let bare = |text: &str| text.split_once("://").map(|(_, rest)| rest.to_owned());
+    let same = |listener: &str| listener == text || (subject == dns && bare(listener) == bare(&text));
+    status.listeners.iter().any(|l| format!("listen.{}", l.name) == subject && same(&l.address))
         || status.imports.iter().any(|i| i.listen.contains(address))
 }
 
@@ -329,5 +332,11 @@ mod tests {
         assert_eq!(level(&status), Level::Error);
         status.listeners[0].address = address.to_string();
         assert_eq!(level(&status), Level::Ok);
+
+        let dns = |status: &Status| socket("listen.dns".into(), &address, Some(status)).level;
+        assert_eq!(dns(&status), Level::Error, "the daemon has it for something else");
+        status.listeners[0].name = "dns".into();
+        status.listeners[0].address = address.to_string().replace("tcp://", "udp://");
+        assert_eq!(dns(&status), Level::Ok);
     }
 }
