@@ -41,19 +41,15 @@ const ACK_EVERY: u32 = 10;
 ///
 /// # Errors
 /// The address cannot be bound, or the system lacks a socket option.
-pub(crate) fn bind(
-    settings: &Settings,
-    identity: &Identity,
-    trust: &TrustStore,
-    tasks: &Tasks,
-) -> io::Result<Endpoint> {
+pub(crate) fn bind(settings: &Settings, identity: &Identity, trust: &TrustStore) -> io::Result<Endpoint> {
     let socket = Arc::new(TunnelSocket::new(socket::bind(settings.listen)?)?);
     let tls = server_config(identity, trust, &[ALPN]);
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut server = ServerConfig::with_crypto(Arc::new(crypto));
     server.transport_config(Arc::new(transport(settings)));
     server.max_incoming(settings.max_half_open);
-    let runtime = Arc::new(TunnelRuntime::new(tasks.clone(), socket.clone()));
+    // quinn's drivers end with their connections and the endpoint; nobody has to tell them, or to wait.
+    let runtime = Arc::new(TunnelRuntime::new(Tasks::new(), socket.clone()));
     Endpoint::new_with_abstract_socket(EndpointConfig::default(), Some(server), socket, runtime)
 }
 
@@ -126,9 +122,9 @@ fn admit(shared: &Arc<Shared>, incoming: Incoming, half_open: &Arc<AtomicUsize>)
         count_refused(&shared.metrics, reason);
         // Under a flood no answer is cheapest, and gives a forger nothing to reflect.
         if reason == "half_open" {
-            incoming.ignore()
+            incoming.ignore();
         } else {
-            incoming.refuse()
+            incoming.refuse();
         }
         return;
     }

@@ -242,7 +242,7 @@ impl Gateway {
         tasks: Tasks,
     ) -> Result<Self, GatewayError> {
         let address = settings.listen;
-        let endpoint = endpoint::bind(&settings, &identity, &trust, &tasks)
+        let endpoint = endpoint::bind(&settings, &identity, &trust)
             .map_err(|source| GatewayError::Tunnel { address, source })?;
         let limit = FlowLimit::new(settings.max_flows);
         let shared = Arc::new(Shared {

@@ -1,5 +1,6 @@
 //! What the control listener does with callers that break the rules: each gets a status that names what is wrong, and everyone
 //! else is served.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 mod site;
 

@@ -1,5 +1,6 @@
 //! Two domains in one process, over real TCP and real TLS on loopback: what an import sees, what an export sees, and what
 //! either data path is told.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 mod site;
 

@@ -1,6 +1,7 @@
 //! An importing and an exporting machine against each other, over a network that loses, doubles and delays every message,
 //! with a clock that is a number. Whatever happens: one import never has two entries, both sides agree when the network is well
 //! again, and after a close and one lease neither remembers anything.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 
 use std::{
     collections::{HashMap, HashSet},
@@ -145,9 +146,9 @@ impl World {
     fn act(&mut self, act: Act) {
         match act {
             Act::Pass(ms) => self.pass(Duration::from_millis(u64::from(ms) * 20)),
-            Act::Demand(i) => self.on(i, |m, now| m.handle_demand(now)),
+            Act::Demand(i) => self.on(i, Outbound::handle_demand),
             Act::Lost(i) => {
-                self.on(i, |m, now| m.handle_lost(fault(StepKind::Keep, FaultKind::UnknownConnection), now))
+                self.on(i, |m, now| m.handle_lost(fault(StepKind::Keep, FaultKind::UnknownConnection), now));
             }
             Act::WatchBreaks(i) => {
                 self.on(i, |m, now| m.handle_watch_ended(fault(StepKind::Find, FaultKind::Unreachable), now));

@@ -95,15 +95,10 @@ fn mark(path: &Path) -> Option<(SystemTime, u64, u64)> {
 /// Serves until SIGTERM or SIGINT, then drains. A second signal cuts the drain short. SIGHUP reloads.
 pub(crate) async fn until_told_to_stop(daemon: &Arc<Daemon>) {
     let mut signals = Signals::new();
-    loop {
-        match signals.next().await {
-            Heard::Reload => {
-                notify::reloading();
-                let _told_in_the_log = reload::reload(daemon).await;
-                notify::ready();
-            }
-            Heard::Stop => break,
-        }
+    while let Heard::Reload = signals.next().await {
+        notify::reloading();
+        let _told_in_the_log = reload::reload(daemon).await;
+        notify::ready();
     }
     tokio::select! {
         () = drain(daemon) => {}

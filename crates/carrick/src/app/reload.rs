@@ -21,10 +21,10 @@ pub(crate) async fn reload(daemon: &Daemon) -> Result<ReloadReply, Problem> {
     daemon.metrics.reloads.of(if outcome.is_ok() { "applied" } else { "refused" }).inc();
     match &outcome {
         Ok(done) => {
-            tracing::info!(applied = ?done.applied, restart_needed = ?done.restart_needed, "the configuration was read again")
+            tracing::info!(applied = ?done.applied, restart_needed = ?done.restart_needed, "the configuration was read again");
         }
         Err(problem) => {
-            tracing::error!(why = %problem, hint = problem.hint, "the new configuration is refused; the old one stays in force")
+            tracing::error!(why = %problem, hint = problem.hint, "the new configuration is refused; the old one stays in force");
         }
     }
     outcome

@@ -62,7 +62,7 @@ impl Scene {
         match step {
             Step::Resolve(attempt) => self.machine.handle_resolved(attempt, self.now),
             Step::Find(attempt) => {
-                self.machine.handle_found(attempt, vec![endpoint("a"), endpoint("b")], self.now)
+                self.machine.handle_found(attempt, vec![endpoint("a"), endpoint("b")], self.now);
             }
             Step::Request(attempt, request) => {
                 let reply = self.grant(&request);
@@ -333,7 +333,8 @@ fn an_import_of_another_kind_says_so() {
 
 #[test]
 fn bad_answers_are_refused() {
-    let spoil: [(&str, fn(&mut OutboundReply)); 6] = [
+    type Spoil = fn(&mut OutboundReply);
+    let spoil: [(&str, Spoil); 6] = [
         ("another id", |r| r.id = "x".into()),
         ("another path", |r| r.path.segments[0].id = "x".into()),
         ("no path", |r| r.path = Path::default()),
