@@ -28,7 +28,7 @@ imports:
   - { service: postgres@onprem.test, listen: "127.0.0.1:15432", port: 5433 }
   - { service: log@b.test, listen: "udp://127.0.0.1:514" }
   - { service: web@b.test }
-tunnel: { lanes: 4, idle_timeout: 20s, keep_alive: 5s, max_memory: 64MiB, congestion: bbr }
+tunnel: { lanes: 4, idle_timeout: 20s, keep_alive: 6s, max_memory: 64MiB, congestion: bbr }
 timeouts: { connect: 1s, request: 2s, flow_open: 3s, udp_idle: 4s }
 log: { format: json, level: "warn,carrick_proxy=debug" }
 drain_timeout: 0s
