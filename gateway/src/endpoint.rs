@@ -28,8 +28,9 @@ use crate::{
     socket::{self, TunnelRuntime, TunnelSocket},
 };
 
-/// Most flows one peer may have open on one QUIC connection.
-const STREAMS: u32 = 100_000;
+/// Flows that a connection may have before its peer is known. quinn keeps an entry for each one allowed, so that many for
+/// every half-open handshake would be a gift; a lane allows more as it fills.
+const FIRST_STREAMS: u32 = 64;
 /// Datagrams that wait to be read, in octets: a burst of a few milliseconds.
 const DATAGRAM_BUFFER: usize = 4 << 20;
 /// A handshake that takes longer is given up.
@@ -69,7 +70,7 @@ fn transport(settings: &Settings) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let octets = |n: u64| VarInt::from_u64(n).unwrap_or(VarInt::MAX);
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(octets(window::STREAM))
         .receive_window(octets(window::TUNNEL))

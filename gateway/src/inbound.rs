@@ -19,9 +19,20 @@ use crate::{
 /// A header that does not come in this time belongs to a peer in trouble, or one that means trouble.
 const HEADER: Duration = Duration::from_secs(5);
 
+/// Flows that a peer may have open on one lane, to begin with: ample for most, and little memory for each of a thousand.
+const STREAMS: u32 = 1 << 12;
+/// The most it may have.
+const MOST_STREAMS: u32 = 1 << 17;
+
 /// Takes flows from a lane until its connection ends. Each runs in a task of its own.
 pub(crate) async fn accept_flows(shared: &Arc<Shared>, lane: &Arc<Lane>) {
+    let mut allowed = STREAMS;
+    lane.connection.set_max_concurrent_bi_streams(allowed.into());
     while let Ok((send, recv)) = lane.connection.accept_bi().await {
+        if lane.flows() > allowed as usize / 2 && allowed < MOST_STREAMS {
+            allowed *= 2;
+            lane.connection.set_max_concurrent_bi_streams(allowed.into());
+        }
         let stream = Stream { send, recv };
         match shared.limit.take() {
             Some(permit) => {

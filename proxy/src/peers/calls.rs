@@ -170,7 +170,9 @@ impl Peers {
         let Some(source) = std::error::Error::source(status) else {
             return fault::refused(domain, call, status);
         };
+        // Our own deadline passed. The next call dials anew: a peer that moved leaves a connection on which nobody answers.
         if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+            self.drop_link(domain, link);
             return PeerFault::TimedOut { domain: domain.clone(), call, after: CALL_DEADLINE };
         }
         self.drop_link(domain, link);

@@ -205,7 +205,11 @@ fn listeners(daemon: &Daemon) -> Vec<ListenerRow> {
         row("admin", format!("unix://{}", at.socket.display())),
     ];
     rows.extend(at.admin.map(|address| row("admin", format!("tcp://{address}"))));
-    rows.extend(at.dns.map(|address| row("dns", format!("udp://{address}"))));
+    rows.extend(
+        at.dns
+            .into_iter()
+            .flat_map(|address| ["udp", "tcp"].map(|over| row("dns", format!("{over}://{address}")))),
+    );
     rows
 }
 
