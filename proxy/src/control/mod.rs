@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The accept loop waits for nobody. A handshake has its own task and its place among the half-open ones
-//! ([`half_open`]); what is established is counted and can be cut per trust domain ([`live`]).
+//! (`half_open`); what is established is counted and can be cut per trust domain (`live`).
 
 mod half_open;
 mod live;
