@@ -17,6 +17,7 @@ mod limits;
 mod names;
 mod registry;
 mod service;
+pub mod store;
 
 pub use carrick_registry_core::{Audience, Filter, Object, Record, Revision, Viewer};
 pub use exports::{ExportChanges, ExportError, ExportRecord, PAYLOAD_LABEL, PORT_LABEL};

@@ -10,8 +10,8 @@ use std::{
 use carrick_model::{Domain, SpiffeId, TrustDomain};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use carrick_registry_core::{
-    Audience, Catalogue, Event, Filter, Object, Record, Registration, Revision, Step, Update, Viewer, Walk,
-    WatchId,
+    Audience, Catalogue, Event, Filter, Holder, Object, Record, Registration, Revision, Step, Update, Viewer,
+    Walk, WatchId,
 };
 use carrick_runtime::Tasks;
 use carrick_telemetry::{ActiveGuard, Metrics};
@@ -165,9 +165,14 @@ impl State {
 
     /// Wakes the watchers that have news.
     fn wake(&mut self) {
-        while let Some(Event::News(id)) = self.catalogue.poll_event() {
-            if let Some(watcher) = self.watchers.get(&id) {
-                watcher.notify_one();
+        while let Some(event) = self.catalogue.poll_event() {
+            match event {
+                Event::News(id) => {
+                    if let Some(watcher) = self.watchers.get(&id) {
+                        watcher.notify_one();
+                    }
+                }
+                Event::Lapsed(_) => {}
             }
         }
     }
@@ -196,7 +201,12 @@ fn replace<T: Object>(
                 changes.changed += 1;
             }
             old => {
-                if let Err(fault) = catalogue.register(Registration { object, audience, expires: None }) {
+                if let Err(fault) = catalogue.register(Registration {
+                    object,
+                    audience,
+                    expires: None,
+                    holder: Holder::Domain,
+                }) {
                     // An offer has a name for everything; should that break, the object is missing, not the daemon.
                     tracing::error!(name, %fault, "an export is not offered");
                     continue;

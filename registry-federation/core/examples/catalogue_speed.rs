@@ -12,7 +12,7 @@ use std::{
 
 use carrick_model::SpiffeId;
 use carrick_proto::registry::{NetworkServiceEndpoint as Endpoint, NetworkServiceLabels};
-use carrick_registry_core::{Catalogue, Filter, Registration, Step, Viewer};
+use carrick_registry_core::{Catalogue, Filter, Holder, Owner, Registration, Step, Viewer};
 
 /// Ten endpoints provide each service.
 const PER_SERVICE: usize = 10;
@@ -33,11 +33,19 @@ fn main() {
         Endpoint { network_service_names: vec![format!("service-{}", services / 2)], ..Endpoint::default() };
     let label = labelled(&format!("service-{}", services / 2), services / 2);
     let label = Endpoint { network_service_labels: label.network_service_labels, ..Endpoint::default() };
-    for (what, query) in [("find by name", name), ("find by service", service), ("find by label", label)] {
+    let url = Endpoint { url: "tcp://10.0.0.7:5001".into(), ..Endpoint::default() };
+    let part = Endpoint { url: "10.0.0.7:5001".into(), ..Endpoint::default() };
+    for (what, query, times) in [
+        ("find by name", name, 10_000),
+        ("find by service", service, 10_000),
+        ("find by label", label, 10_000),
+        ("find by URL", url, 100),
+        ("find by part of a URL", part, 100),
+    ] {
         let filter = Filter::own(query);
         let found = catalogue.find(&filter).len();
-        let took = time(|| (0..10_000).for_each(|_| drop(black_box(catalogue.find(&filter)))));
-        println!("{what:<26} {}  ({found} found)", each(took, 10_000));
+        let took = time(|| (0..times).for_each(|_| drop(black_box(catalogue.find(&filter)))));
+        println!("{what:<26} {}  ({found} found)", each(took, times));
     }
     let hidden = Filter {
         query: Endpoint::default(),
@@ -63,8 +71,11 @@ fn main() {
 
 fn register(catalogue: &mut Catalogue, n: usize, services: usize) {
     let object = labelled(&format!("service-{}", n % services), n);
-    let registration =
-        Registration { object, audience: std::iter::empty().collect(), expires: Some(Instant::now()) };
+    let id = |text: String| Some(SpiffeId::new(format!("spiffe://own.test/ns/default/pod/{text}")).unwrap());
+    let owner =
+        Owner { id: id(format!("endpoint-{n}")), via: id(format!("nsmgr-{}", n % 1000)), written: n as u64 };
+    let (expires, holder) = (Some(Instant::now()), Holder::Owner(owner));
+    let registration = Registration { object, audience: std::iter::empty().collect(), expires, holder };
     catalogue.register(registration).unwrap();
 }
 
@@ -76,7 +87,7 @@ fn labelled(service: &str, n: usize) -> Endpoint {
         name: format!("endpoint-{n}"),
         network_service_names: vec![service.to_owned()],
         network_service_labels: [(service.to_owned(), NetworkServiceLabels { labels })].into(),
-        url: "tcp://192.0.2.1:7443".into(),
+        url: format!("tcp://10.0.{}.{}:5001", n % 1000 / 250, n % 250),
         ..Endpoint::default()
     }
 }

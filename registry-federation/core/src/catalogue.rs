@@ -1,14 +1,20 @@
 //! The catalogue itself: one set of verbs over both kinds.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
+use carrick_model::SpiffeId;
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 
 use crate::{
-    filter::{Audience, Filter, Object},
+    filter::{Audience, Filter, Kind, Object},
+    ownership::{ClaimError, Claimant, Holder},
     record::{Record, RegisterError, Registration, Revision},
     shelf::{Shelf, WatchId},
-    walk::{Step, Update, Walk},
+    walk::{Along, Step, Update, Walk},
 };
 
 /// How many leases one [`Catalogue::handle_timeout`] ends before it lets others have the catalogue.
@@ -17,7 +23,7 @@ const LEASES_PER_TIMEOUT: usize = 1024;
 /// Network services and endpoints of one domain, and who watches them.
 ///
 /// Commands ([`register`](Self::register), [`unregister`](Self::unregister), [`set_audience`](Self::set_audience),
-/// [`subscribe`](Self::subscribe), [`unsubscribe`](Self::unsubscribe)) come at any time. After each command and each
+/// [`subscribe`](Self::subscribe), [`resume`](Self::resume), [`unsubscribe`](Self::unsubscribe)) come at any time. After each command and each
 /// [`handle_timeout`](Self::handle_timeout) call [`poll_event`](Self::poll_event) until `None`, and then
 /// [`poll_timeout`](Self::poll_timeout) for when to come back. [`poll_update`](Self::poll_update) belongs to the
 /// watcher, at its own pace: until [`Step::Idle`], and again after the next [`Event::News`].
@@ -28,13 +34,37 @@ pub struct Catalogue {
     revision: Revision,
     last_watch: u64,
     woken: BTreeSet<WatchId>,
+    /// Empty between two rounds of `poll_event`, so it holds what one `handle_timeout` ended.
+    lapsed: VecDeque<Lapse>,
 }
 
 /// What the catalogue has to say unasked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A watch that was idle has updates. Said once until it has been polled idle again.
     News(WatchId),
+    /// A lease ended and the object is gone; the store has yet to hear of it.
+    Lapsed(Lapse),
+}
+
+/// A registration whose lease ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lapse {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who held it.
+    pub holder: Holder,
+}
+
+/// A watch that goes on after an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resumed {
+    /// Its updates begin with what changed since.
+    Changes(WatchId),
+    /// Too much has changed since: its updates begin with the whole state, and what that does not mention is gone.
+    State(WatchId),
 }
 
 /// Why [`Catalogue::handle_timeout`] wants to be called.
@@ -99,7 +129,8 @@ impl Catalogue {
 
     /// Starts a walk through the view of `filter`.
     pub fn walk<T: Object>(&self, filter: Filter<T>) -> Walk<T> {
-        Walk::new(filter, T::shelf(self))
+        let along = T::shelf(self).along(&filter.query);
+        Walk::new(filter, along)
     }
 
     /// The next object of a walk; [`Step::Idle`] is its end.
@@ -110,7 +141,23 @@ impl Catalogue {
     /// How many objects a find with this query would look at, at most.
     pub fn candidates<T: Object>(&self, query: &T) -> usize {
         let shelf = T::shelf(self);
-        shelf.candidates(&shelf.rarest(query))
+        match shelf.along(query) {
+            Along::Term(term) => shelf.candidates(&term),
+            Along::Urls(urls) => urls.iter().map(|url| shelf.candidates(url)).sum(),
+        }
+    }
+
+    /// Whether `claimant` may register or unregister an object of this name.
+    ///
+    /// # Errors
+    /// The name is somebody else's, or the claimant speaks for whom it must not speak for.
+    pub fn claim<T: Object>(&self, name: &str, claimant: &Claimant) -> Result<(), ClaimError> {
+        claimant.may_take(self.get::<T>(name).map(|record| &record.holder))
+    }
+
+    /// How many objects of a kind there are that came with the certificate of `bringer`.
+    pub fn brought_by<T: Object>(&self, bringer: &SpiffeId) -> usize {
+        T::shelf(self).brought_by(bringer)
     }
 
     /// Starts a watch: its updates are the objects in the view of `filter`, then the changes of that view.
@@ -119,6 +166,19 @@ impl Catalogue {
         let id = WatchId(self.last_watch);
         T::shelf_mut(self).subscribe(id, filter);
         id
+    }
+
+    /// Starts a watch for somebody who was told all that the view of `filter` was at `revision`: if the changes since are
+    /// still known, its updates are those. A revision that is yet to come is one of another catalogue.
+    pub fn resume<T: Object>(&mut self, filter: Filter<T>, revision: Revision) -> Resumed {
+        if revision <= self.revision {
+            let id = WatchId(self.last_watch + 1);
+            if T::shelf_mut(self).resume(id, filter.clone(), revision) {
+                self.last_watch += 1;
+                return Resumed::Changes(id);
+            }
+        }
+        Resumed::State(self.subscribe(filter))
     }
 
     /// Ends a watch and frees what it holds; false when there is none.
@@ -136,12 +196,18 @@ impl Catalogue {
     pub fn handle_timeout(&mut self, now: Instant) {
         for _ in 0..LEASES_PER_TIMEOUT {
             if let Some(name) = self.services.lapsed(now) {
-                self.unregister::<NetworkService>(&name);
+                self.lapse::<NetworkService>(name);
             } else if let Some(name) = self.endpoints.lapsed(now) {
-                self.unregister::<NetworkServiceEndpoint>(&name);
+                self.lapse::<NetworkServiceEndpoint>(name);
             } else {
                 return;
             }
+        }
+    }
+
+    fn lapse<T: Object>(&mut self, name: Arc<str>) {
+        if let Some(record) = self.unregister::<T>(&name) {
+            self.lapsed.push_back(Lapse { kind: T::KIND, name, holder: record.holder.clone() });
         }
     }
 
@@ -153,7 +219,7 @@ impl Catalogue {
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.woken.pop_first().map(Event::News)
+        self.woken.pop_first().map(Event::News).or_else(|| self.lapsed.pop_front().map(Event::Lapsed))
     }
 
     /// The last change.

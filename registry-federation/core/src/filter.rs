@@ -14,6 +14,25 @@ use crate::{
 /// What NSM stores for a service that does not say what it carries (`setpayload` of its registry).
 const DEFAULT_PAYLOAD: &str = "IP";
 
+/// The kinds of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A `registry.NetworkService`.
+    Service,
+    /// A `registry.NetworkServiceEndpoint`.
+    Endpoint,
+}
+
+impl Kind {
+    /// The word for it in keys of stores and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Endpoint => "endpoint",
+        }
+    }
+}
+
 /// Who looks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Viewer {
@@ -71,6 +90,9 @@ impl<T: Object> Filter<T> {
 
 /// A kind of object the catalogue holds: [`NetworkService`] or [`NetworkServiceEndpoint`].
 pub trait Object: kind::Kind {
+    /// The kind.
+    const KIND: Kind;
+
     /// The kind as a noun, for messages.
     const WHAT: &'static str;
 
@@ -90,8 +112,10 @@ pub(crate) mod kind {
 
     /// What the catalogue needs of a kind; sealed, because there are two kinds.
     pub trait Kind: Clone + PartialEq + 'static {
-        /// The facts of the object, or those the query asks for.
+        /// The facts every match of this query has, and those an object is indexed by but for [`url`](Self::url).
         fn terms(&self) -> Terms;
+        /// The URL of the object, or the part of one that the query asks for. Empty for none.
+        fn url(&self) -> &str;
         /// Sets what a registration may leave out.
         fn fill_defaults(&mut self);
         /// Where the catalogue keeps this kind.
@@ -102,6 +126,7 @@ pub(crate) mod kind {
 }
 
 impl Object for NetworkService {
+    const KIND: Kind = Kind::Service;
     const WHAT: &'static str = "network service";
 
     fn name(&self) -> &str {
@@ -127,6 +152,10 @@ impl kind::Kind for NetworkService {
         terms
     }
 
+    fn url(&self) -> &str {
+        ""
+    }
+
     fn fill_defaults(&mut self) {
         if self.payload.is_empty() {
             DEFAULT_PAYLOAD.clone_into(&mut self.payload);
@@ -143,6 +172,7 @@ impl kind::Kind for NetworkService {
 }
 
 impl Object for NetworkServiceEndpoint {
+    const KIND: Kind = Kind::Endpoint;
     const WHAT: &'static str = "network service endpoint";
 
     fn name(&self) -> &str {
@@ -174,6 +204,10 @@ impl kind::Kind for NetworkServiceEndpoint {
             terms.extend(under.labels.iter().map(label));
         }
         terms
+    }
+
+    fn url(&self) -> &str {
+        &self.url
     }
 
     fn fill_defaults(&mut self) {}

@@ -16,8 +16,12 @@
 //! 3. **The initial state is not copied.** A watch starts as a [`Walk`] over the objects in name order; a change ahead of
 //!    the walk is left to the walk, a change behind it becomes pending.
 //! 4. **Only candidates are looked at.** Objects are indexed by their terms; a filter follows its rarest term, a
-//!    change reaches only watches that follow one of the object's terms.
-//! 5. **Every change has a revision**, higher than all before it.
+//!    change reaches only watches that follow one of the object's terms. A part of a URL is looked for among the URLs
+//!    there are, as long as that is quicker; else it goes by the other terms, in bounded steps.
+//! 5. **Every change has a revision**, higher than all before it. A watcher that was drained at a revision and comes back
+//!    with it is told what changed since, or gets the whole state when too much has ([`Catalogue::resume`]).
+//! 6. **A name belongs to whoever registered it** until it unregisters or its lease ends ([`Claimant::may_take`]). The
+//!    catalogue answers claims; that two replicas do not grant one name twice is for their common store.
 //!
 //! ```text
 //!   register / unregister / set_audience ─┐                            ┌─▶ poll_event   which watches have news
@@ -29,14 +33,18 @@
 
 mod catalogue;
 mod filter;
+mod history;
+mod ownership;
 mod pending;
 mod record;
 mod shelf;
 mod term;
+mod url;
 mod walk;
 
-pub use catalogue::{Catalogue, Event, Timeout};
-pub use filter::{Audience, Filter, Object, Viewer};
+pub use catalogue::{Catalogue, Event, Lapse, Resumed, Timeout};
+pub use filter::{Audience, Filter, Kind, Object, Viewer};
+pub use ownership::{ClaimError, Claimant, Holder, Owner};
 pub use record::{Record, RegisterError, Registration, Revision};
 pub use shelf::WatchId;
 pub use walk::{Step, Update, Walk};

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use crate::filter::{Audience, Object};
+use crate::{
+    filter::{Audience, Object},
+    ownership::Holder,
+};
 
 /// The number of a change. Each is higher than all before it; 0 is the empty catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -12,6 +15,11 @@ impl Revision {
     /// The number itself.
     pub fn get(self) -> u64 {
         self.0
+    }
+
+    /// The revision of this number, which [`get`](Self::get) told of the same catalogue.
+    pub fn new(number: u64) -> Self {
+        Self(number)
     }
 
     pub(crate) fn advance(&mut self) -> Self {
@@ -27,8 +35,10 @@ pub struct Registration<T> {
     pub object: T,
     /// Who may see it.
     pub audience: Audience,
-    /// When it is dropped unless it is registered again; `None` for what the domain itself offers.
+    /// When it is dropped unless it is registered again; `None` for what stays until it is unregistered.
     pub expires: Option<Instant>,
+    /// Who holds the name from now on.
+    pub holder: Holder,
 }
 
 /// An object in the catalogue. Never changes: a change is a new record.
@@ -40,6 +50,8 @@ pub struct Record<T> {
     pub audience: Audience,
     /// When its lease ends, if it has one.
     pub expires: Option<Instant>,
+    /// Who holds the name.
+    pub holder: Holder,
     /// The change that made the record what it is.
     pub revision: Revision,
 }
@@ -59,6 +71,7 @@ impl<T: Object> Registration<T> {
             return Err(RegisterError::NoName(T::WHAT));
         }
         self.object.fill_defaults();
-        Ok(Record { object: self.object, audience: self.audience, expires: self.expires, revision })
+        let Self { object, audience, expires, holder } = self;
+        Ok(Record { object, audience, expires, holder, revision })
     }
 }

@@ -7,12 +7,17 @@ use std::{
     time::Instant,
 };
 
+use carrick_model::SpiffeId;
+
 use crate::{
     filter::{Audience, Filter, Object},
+    history::{Change, History},
+    ownership::Holder,
     pending::Pending,
     record::{Record, Revision},
     term::{Term, Terms},
-    walk::{Step, Update, Walk},
+    url,
+    walk::{Along, Step, Update, Walk},
 };
 
 /// A watch of one catalogue, never used twice.
@@ -26,6 +31,11 @@ pub struct Shelf<T> {
     /// Names by term, except for `Name` and `Any`, which `records` answers.
     postings: BTreeMap<Term, BTreeSet<Arc<str>>>,
     leases: BTreeSet<(Instant, Arc<str>)>,
+    /// URLs, among those of the postings, that have to be looked at for every part asked for.
+    odd_urls: BTreeSet<Box<str>>,
+    /// How many registrations each caller brought.
+    brought: BTreeMap<SpiffeId, usize>,
+    history: History<T>,
     watches: BTreeMap<WatchId, Watch<T>>,
     /// Watches by the one term that each follows.
     watching: BTreeMap<Term, BTreeSet<WatchId>>,
@@ -47,6 +57,9 @@ impl<T> Default for Shelf<T> {
             records: BTreeMap::new(),
             postings: BTreeMap::new(),
             leases: BTreeSet::new(),
+            odd_urls: BTreeSet::new(),
+            brought: BTreeMap::new(),
+            history: History::default(),
             watches: BTreeMap::new(),
             watching: BTreeMap::new(),
         }
@@ -80,8 +93,8 @@ impl<T: Object> Shelf<T> {
             self.unindex(&name, old);
         }
         self.index(&name, &record);
-        let (old, new, revision) = (old.as_ref(), Some(&record), record.revision);
-        self.notify(&Change { name: &name, old, new, revision, tell_all: true }, woken);
+        let revision = record.revision;
+        self.notify(Change { name, old, new: Some(record), revision, tell_all: true }, woken);
     }
 
     /// Replaces the audience only: whoever saw the object before and after is not told.
@@ -98,8 +111,8 @@ impl<T: Object> Shelf<T> {
         };
         let record = Arc::new(Record { audience, revision, ..Record::clone(&old) });
         self.records.insert(Arc::clone(&name), Arc::clone(&record));
-        let (old, new) = (Some(&old), Some(&record));
-        self.notify(&Change { name: &name, old, new, revision, tell_all: false }, woken);
+        let (old, new) = (Some(old), Some(record));
+        self.notify(Change { name, old, new, revision, tell_all: false }, woken);
         true
     }
 
@@ -112,28 +125,97 @@ impl<T: Object> Shelf<T> {
     ) -> Option<Arc<Record<T>>> {
         let (name, old) = self.records.remove_entry(name)?;
         self.unindex(&name, &old);
-        self.notify(&Change { name: &name, old: Some(&old), new: None, revision, tell_all: true }, woken);
+        let was = Some(Arc::clone(&old));
+        self.notify(Change { name, old: was, new: None, revision, tell_all: true }, woken);
         Some(old)
     }
 
     fn index(&mut self, name: &Arc<str>, record: &Record<T>) {
-        for term in record.object.terms() {
+        for term in facts(&record.object) {
             if !matches!(term, Term::Name(_) | Term::Any) {
+                if let Term::Url(url) = &term
+                    && !url::is_plain(url)
+                    && !self.odd_urls.contains(url)
+                {
+                    self.odd_urls.insert(url.clone());
+                }
                 self.postings.entry(term).or_default().insert(Arc::clone(name));
             }
         }
         if let Some(at) = record.expires {
             self.leases.insert((at, Arc::clone(name)));
         }
+        if let Some(bringer) = bringer(record) {
+            *self.brought.entry(bringer.clone()).or_default() += 1;
+        }
     }
 
     fn unindex(&mut self, name: &Arc<str>, record: &Record<T>) {
-        for term in record.object.terms() {
+        for term in facts(&record.object) {
             remove_from(&mut self.postings, &term, name);
+            if let Term::Url(url) = &term
+                && !url::is_plain(url)
+                && !self.postings.contains_key(&term)
+            {
+                self.odd_urls.remove(url);
+            }
         }
         if let Some(at) = record.expires {
             self.leases.remove(&(at, Arc::clone(name)));
         }
+        if let Some(bringer) = bringer(record)
+            && let Some(count) = self.brought.get_mut(bringer)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.brought.remove(bringer);
+            }
+        }
+    }
+
+    /// How many registrations `bringer` brought and still has.
+    pub(crate) fn brought_by(&self, bringer: &SpiffeId) -> usize {
+        self.brought.get(bringer).copied().unwrap_or_default()
+    }
+
+    /// What a find has to look at.
+    pub(crate) fn along(&self, query: &T) -> Along {
+        let rarest = self.rarest(query);
+        let part = query.url();
+        if part.is_empty() {
+            return Along::Term(rarest);
+        }
+        let most = self.candidates(&rarest);
+        match self.urls_with(part) {
+            Some(urls) if urls.iter().map(|url| self.candidates(url)).sum::<usize>() < most => {
+                Along::Urls(urls)
+            }
+            _ => Along::Term(rarest),
+        }
+    }
+
+    /// The URLs that contain `part`; `None` when finding them would take too long, or there are too many.
+    fn urls_with(&self, part: &str) -> Option<Box<[Term]>> {
+        let first = Term::Url(if url::is_plain(part) { part.into() } else { "".into() });
+        let all = self.postings.range(&first..).map(|(term, _)| term);
+        let begin = all.map_while(|term| match term {
+            Term::Url(url) if !url::is_plain(part) || url.starts_with(part) => Some(url),
+            _ => None,
+        });
+        let odd = self.odd_urls.iter().filter(|odd| url::is_plain(part) && !odd.starts_with(part));
+        let mut found = Vec::new();
+        for (looked_at, url) in begin.chain(odd).enumerate() {
+            if looked_at == url::MOST_LOOKED_AT {
+                return None;
+            }
+            if url.contains(part) {
+                if found.len() == url::MOST_FOLLOWED {
+                    return None;
+                }
+                found.push(Term::Url(url.clone()));
+            }
+        }
+        Some(found.into())
     }
 
     /// The term of `query` that the fewest objects have; among equals the one that narrows most by its kind.
@@ -150,12 +232,21 @@ impl<T: Object> Shelf<T> {
         }
     }
 
-    /// The first object in name order that has `term` and comes after `after`.
+    /// The first object in name order that lies along `along` and comes after `after`.
     pub(crate) fn next_along(
         &self,
-        term: &Term,
+        along: &Along,
         after: Option<&str>,
     ) -> Option<(&Arc<str>, &Arc<Record<T>>)> {
+        match along {
+            Along::Term(term) => self.next_with(term, after),
+            Along::Urls(urls) => {
+                urls.iter().filter_map(|url| self.next_with(url, after)).min_by_key(|(name, _)| *name)
+            }
+        }
+    }
+
+    fn next_with(&self, term: &Term, after: Option<&str>) -> Option<(&Arc<str>, &Arc<Record<T>>)> {
         let rest = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         match term {
             Term::Any => self.records.range::<str, _>(rest).next(),
@@ -170,16 +261,38 @@ impl<T: Object> Shelf<T> {
     }
 
     pub(crate) fn subscribe(&mut self, id: WatchId, filter: Filter<T>) {
-        let walk = Walk::new(filter, self);
-        self.watching.entry(walk.along().clone()).or_default().insert(id);
-        self.watches.insert(id, Watch { walk, walking: true, pending: Pending::default(), idle: false });
+        let term = self.rarest(&filter.query);
+        let walk = Walk::new(filter, Along::Term(term.clone()));
+        self.add_watch(id, term, Watch { walk, walking: true, pending: Pending::default(), idle: false });
+    }
+
+    /// A watch that begins with what changed after `revision`; false, and none, when that is no longer known.
+    pub(crate) fn resume(&mut self, id: WatchId, filter: Filter<T>, revision: Revision) -> bool {
+        let term = self.rarest(&filter.query);
+        let walk = Walk::new(filter, Along::Term(term.clone()));
+        let mut watch = Watch { walk, walking: false, pending: Pending::default(), idle: false };
+        let Some(changes) = self.history.since(revision) else {
+            return false;
+        };
+        for change in changes {
+            watch.note(change);
+        }
+        self.add_watch(id, term, watch);
+        true
+    }
+
+    fn add_watch(&mut self, id: WatchId, term: Term, watch: Watch<T>) {
+        self.watching.entry(term).or_default().insert(id);
+        self.watches.insert(id, watch);
     }
 
     pub(crate) fn unsubscribe(&mut self, id: WatchId) -> bool {
         let Some(watch) = self.watches.remove(&id) else {
             return false;
         };
-        remove_from(&mut self.watching, watch.walk.along(), &id);
+        if let Along::Term(term) = watch.walk.along() {
+            remove_from(&mut self.watching, term, &id);
+        }
         true
     }
 
@@ -202,18 +315,35 @@ impl<T: Object> Shelf<T> {
         step
     }
 
-    fn notify(&mut self, change: &Change<'_, T>, woken: &mut BTreeSet<WatchId>) {
-        if self.watches.is_empty() {
-            return;
-        }
-        // Each watch follows one term, so none is met twice.
-        let records = change.old.into_iter().chain(change.new);
-        let terms: Terms = records.flat_map(|record| record.object.terms()).collect();
-        for id in terms.iter().filter_map(|term| self.watching.get(term)).flatten() {
-            if self.watches.get_mut(id).is_some_and(|watch| watch.note(change)) {
-                woken.insert(*id);
+    fn notify(&mut self, change: Change<T>, woken: &mut BTreeSet<WatchId>) {
+        if !self.watches.is_empty() {
+            // Each watch follows one term, so none is met twice.
+            let records = change.old.iter().chain(&change.new);
+            let terms: Terms = records.flat_map(|record| record.object.terms()).collect();
+            for id in terms.iter().filter_map(|term| self.watching.get(term)).flatten() {
+                if self.watches.get_mut(id).is_some_and(|watch| watch.note(&change)) {
+                    woken.insert(*id);
+                }
             }
         }
+        self.history.note(change);
+    }
+}
+
+/// What an object is indexed by.
+fn facts<T: Object>(object: &T) -> Terms {
+    let mut facts = object.terms();
+    if !object.url().is_empty() {
+        facts.insert(Term::Url(object.url().into()));
+    }
+    facts
+}
+
+/// Whose certificate a registration came with.
+fn bringer<T>(record: &Record<T>) -> Option<&SpiffeId> {
+    match &record.holder {
+        Holder::Domain => None,
+        Holder::Owner(owner) => owner.via.as_ref().or(owner.id.as_ref()),
     }
 }
 
@@ -224,17 +354,6 @@ fn remove_from<K: Ord, V: Ord>(sets: &mut BTreeMap<K, BTreeSet<V>>, key: &K, val
             sets.remove(key);
         }
     }
-}
-
-/// What happened to an object.
-struct Change<'a, T> {
-    name: &'a Arc<str>,
-    old: Option<&'a Arc<Record<T>>>,
-    new: Option<&'a Arc<Record<T>>>,
-    revision: Revision,
-    /// Whether those who see the object before and after are told. NSM tells them of every registration, a refresh
-    /// included.
-    tell_all: bool,
 }
 
 impl<T: Object> Watch<T> {
@@ -252,20 +371,20 @@ impl<T: Object> Watch<T> {
     }
 
     /// Takes a change in; true when the watcher has to be woken for it.
-    fn note(&mut self, change: &Change<'_, T>) -> bool {
-        if self.walking && !self.walk.is_past(change.name) {
+    fn note(&mut self, change: &Change<T>) -> bool {
+        if self.walking && !self.walk.is_past(&change.name) {
             return false;
         }
         let filter = self.walk.filter();
         let in_view = |record: &&Arc<Record<T>>| filter.admits(&record.object, &record.audience);
-        let before = change.old.filter(in_view);
-        let update = match (before, change.new.filter(in_view)) {
+        let before = change.old.as_ref().filter(in_view);
+        let update = match (before, change.new.as_ref().filter(in_view)) {
             (None, None) => return false,
             (Some(_), Some(_)) if !change.tell_all => return false,
             (_, Some(is)) => Update::Present(Arc::clone(is)),
             (Some(was), None) => Update::Gone { last: Arc::clone(was), revision: change.revision },
         };
-        self.pending.note(change.name, before.is_some(), update);
+        self.pending.note(&change.name, before.is_some(), update);
         std::mem::take(&mut self.idle)
     }
 }

@@ -12,6 +12,8 @@ pub enum Term {
     Name(Box<str>),
     /// A label under a service: service, key, value.
     Label(Box<str>, Box<str>, Box<str>),
+    /// Its whole URL. Not among the facts of a query: that asks for a part of one.
+    Url(Box<str>),
     /// A service it provides.
     Service(Box<str>),
     /// What it carries.

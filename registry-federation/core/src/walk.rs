@@ -47,6 +47,15 @@ impl<T> Update<T> {
     }
 }
 
+/// What a walk follows: every object it can find lies along it.
+#[derive(Debug, Clone)]
+pub(crate) enum Along {
+    /// The objects that have this term.
+    Term(Term),
+    /// The objects that have one of these URLs.
+    Urls(Box<[Term]>),
+}
+
 /// A walk through the view of a filter. It belongs to its caller and costs the catalogue nothing.
 ///
 /// Objects that are in the view all the time are found exactly once, in name order; of those that come or go meanwhile
@@ -54,22 +63,22 @@ impl<T> Update<T> {
 #[derive(Debug, Clone)]
 pub struct Walk<T> {
     filter: Filter<T>,
-    along: Term,
+    along: Along,
     /// The last name looked at.
     after: Option<Arc<str>>,
 }
 
 impl<T: Object> Walk<T> {
-    pub(crate) fn new(filter: Filter<T>, shelf: &Shelf<T>) -> Self {
-        Self { along: shelf.rarest(&filter.query), filter, after: None }
+    pub(crate) fn new(filter: Filter<T>, along: Along) -> Self {
+        Self { along, filter, after: None }
     }
 
     pub(crate) fn filter(&self) -> &Filter<T> {
         &self.filter
     }
 
-    /// The term it follows: every object it can find has it.
-    pub(crate) fn along(&self) -> &Term {
+    /// What it follows.
+    pub(crate) fn along(&self) -> &Along {
         &self.along
     }
 

@@ -12,8 +12,8 @@ use carrick_proto::registry::{
     Destination, Match, NetworkService, NetworkServiceEndpoint as Endpoint, NetworkServiceLabels,
 };
 use carrick_registry_core::{
-    Audience, Catalogue, Event, Filter, Object, RegisterError, Registration, Step, Timeout, Update, Viewer,
-    WatchId,
+    Audience, Catalogue, Event, Filter, Holder, Object, Owner, RegisterError, Registration, Resumed, Step,
+    Timeout, Update, Viewer, WatchId,
 };
 
 fn endpoint(name: &str, services: &[&str]) -> Endpoint {
@@ -32,7 +32,7 @@ fn labelled(mut endpoint: Endpoint, service: &str, labels: &[(&str, &str)]) -> E
 }
 
 fn for_own<T>(object: T) -> Registration<T> {
-    Registration { object, audience: Audience::own_domain(), expires: None }
+    Registration { object, audience: Audience::own_domain(), expires: None, holder: Holder::Domain }
 }
 
 fn audience(patterns: &[&str]) -> Audience {
@@ -253,6 +253,7 @@ fn a_peer_sees_what_its_audience_admits_as_that_changes() {
         object: endpoint("a", &["web"]),
         audience: audience(patterns),
         expires: None,
+        holder: Holder::Domain,
     };
     c.register(allow(&["spiffe://b.test/**"])).unwrap();
     let viewers = [Viewer::Own, peer("spiffe://b.test/gw"), peer("spiffe://c.test/gw")];
@@ -293,10 +294,62 @@ fn a_lease_ends_unless_it_is_renewed() {
     assert_eq!(c.count::<Endpoint>(), 3);
     c.handle_timeout(after(20));
     assert_eq!(c.poll_event(), Some(Event::News(watch)));
+    let Some(Event::Lapsed(lapse)) = c.poll_event() else { panic!("the store has to hear of it") };
+    assert_eq!((&*lapse.name, lapse.holder), ("b", Holder::Domain));
+    assert_eq!(c.poll_event(), None);
     assert_eq!(drain::<Endpoint>(&mut c, watch), ["+a", "-b"]);
     c.handle_timeout(after(1000));
     assert_eq!(names(&c, Endpoint::default()), ["own"]);
     assert_eq!(c.poll_timeout(), None);
+}
+
+#[test]
+fn a_watcher_that_comes_back_is_told_what_changed() {
+    let mut c = Catalogue::new();
+    for name in ["kept", "lost", "changed"] {
+        c.register(for_own(endpoint(name, &["web"]))).unwrap();
+    }
+    let filter = Filter::own(Endpoint { url: String::new(), ..endpoint("", &["web"]) });
+    let watch = c.subscribe(filter.clone());
+    assert_eq!(drain::<Endpoint>(&mut c, watch).len(), 3);
+    let revision = c.revision();
+    c.unsubscribe::<Endpoint>(watch);
+
+    c.unregister::<Endpoint>("lost");
+    c.register(for_own(endpoint("changed", &["web", "more"]))).unwrap();
+    c.register(for_own(endpoint("fleeting", &["web"]))).unwrap();
+    c.register(for_own(endpoint("other", &["db"]))).unwrap();
+    c.unregister::<Endpoint>("fleeting");
+    let Resumed::Changes(watch) = c.resume(filter.clone(), revision) else { panic!("little has changed") };
+    assert_eq!(drain::<Endpoint>(&mut c, watch), ["-lost", "+changed"]);
+    c.register(for_own(endpoint("new", &["web"]))).unwrap();
+    assert_eq!(c.poll_event(), Some(Event::News(watch)), "it goes on as any other");
+    assert_eq!(drain::<Endpoint>(&mut c, watch), ["+new"]);
+
+    let yet_to_come = carrick_registry_core::Revision::new(c.revision().get() + 1);
+    assert!(matches!(c.resume(filter.clone(), yet_to_come), Resumed::State(_)));
+    for _ in 0..10_000 {
+        c.register(for_own(endpoint("kept", &["web"]))).unwrap();
+    }
+    let Resumed::State(watch) = c.resume(filter, revision) else { panic!("10,000 changes are too many") };
+    assert_eq!(drain::<Endpoint>(&mut c, watch), ["+changed", "+kept", "+new"]);
+}
+
+#[test]
+fn a_registration_counts_for_who_brought_it() {
+    let mut c = Catalogue::new();
+    let id = |path: &str| SpiffeId::new(format!("spiffe://own.test/{path}")).unwrap();
+    let by = |name: &str, owner: &str, via: Option<&str>| Registration {
+        holder: Holder::Owner(Owner { id: Some(id(owner)), via: via.map(id), written: 1 }),
+        ..for_own(endpoint(name, &["web"]))
+    };
+    c.register(by("a", "nse", None)).unwrap();
+    c.register(by("b", "nse", Some("nsmgr"))).unwrap();
+    c.register(by("b", "nse", Some("nsmgr"))).unwrap();
+    let count = |c: &Catalogue, path| c.brought_by::<Endpoint>(&id(path));
+    assert_eq!((count(&c, "nse"), count(&c, "nsmgr")), (1, 1));
+    c.unregister::<Endpoint>("b");
+    assert_eq!((count(&c, "nse"), count(&c, "nsmgr")), (1, 0));
 }
 
 #[test]
@@ -329,4 +382,40 @@ fn a_find_looks_at_candidates_only() {
     assert_eq!(c.candidates(&services(&["web", "s7"])), 10, "the rarest of what is asked for");
     assert_eq!(c.candidates(&labelled(services(&["web"]), "web", &[("n", "7")])), 1);
     assert_eq!(c.candidates(&services(&["unheard-of"])), 0);
+}
+
+#[test]
+fn a_part_of_a_url_is_found_among_the_urls() {
+    let mut c = Catalogue::new();
+    let at = |name: &str, url: &str| Endpoint { url: url.into(), ..endpoint(name, &["web"]) };
+    // 10,000 endpoints behind 100 managers, and some whose URLs are of another make.
+    for n in 0..10_000 {
+        c.register(for_own(at(&format!("e{n:05}"), &format!("tcp://10.0.0.{}:5001", n % 100)))).unwrap();
+    }
+    c.register(for_own(at("odd", "http://proxy/?to=tcp://10.0.0.7:5001"))).unwrap();
+    c.register(for_own(at("near", "tcp://10.0.0.7:50012"))).unwrap();
+    let query = |url: &str| endpoint_query("", url);
+    for (part, found, looked_at) in [
+        ("tcp://10.0.0.7:5001", 102, 102),
+        ("10.0.0.7:5001", 102, 102),
+        ("tcp://10.0.0.7:50012", 1, 1),
+        ("tcp://10.0.0.7", 1102, 1102),
+        ("http://", 1, 1),
+        ("unix:///", 0, 0),
+        (":5001", 10_002, 10_002),
+    ] {
+        assert_eq!(names(&c, query(part)).len(), found, "{part}");
+        assert_eq!(c.candidates(&query(part)), looked_at, "{part}");
+    }
+    let all = names(&c, query("10.0.0.7:5001"));
+    assert!(all.is_sorted(), "in name order, whichever the URL");
+    c.unregister::<Endpoint>("odd");
+    assert_eq!(c.candidates(&query("tcp://10.0.0.7:5001")), 101);
+
+    // So many URLs that they are not looked at one by one: a plain beginning still finds its way.
+    for n in 0..5_000 {
+        c.register(for_own(at(&format!("u{n}"), &format!("tcp://host-{n}.test:5001")))).unwrap();
+    }
+    assert_eq!(c.candidates(&query("tcp://host-77.test")), 1);
+    assert_eq!(names(&c, query("host-77.test")), ["u77"], "found all the same, by walking");
 }

@@ -13,7 +13,8 @@ use std::{
 use carrick_model::SpiffeId;
 use carrick_proto::registry::{NetworkServiceEndpoint as Endpoint, NetworkServiceLabels};
 use carrick_registry_core::{
-    Audience, Catalogue, Event, Filter, Registration, Step, Update, Viewer, WatchId,
+    Audience, Catalogue, ClaimError, Claimant, Event, Filter, Holder, Owner, Registration, Resumed, Revision,
+    Step, Update, Viewer, WatchId,
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -23,12 +24,17 @@ enum Op {
         endpoint: Endpoint,
         audience: u8,
         lease: Option<u64>,
+        holder: u8,
     },
     Unregister(u8),
     SetAudience(u8, u8),
     Pass(u64),
     Subscribe(Endpoint, u8),
     Unsubscribe(Index),
+    /// Leave, and come back with the revision of the last time when there was nothing more.
+    Return(Index),
+    /// Ask for a name: which, the caller, for whom, as administrator or not.
+    Claim(u8, u8, u8, bool),
     /// Take at most so many updates.
     Drain(Index, usize),
     Find(Endpoint, u8),
@@ -42,7 +48,11 @@ fn name(n: u8) -> String {
 fn endpoint(names: impl Strategy<Value = String>) -> impl Strategy<Value = Endpoint> {
     let services = vec(0..3u8, 0..3).prop_map(|s| s.into_iter().map(|n| format!("s{n}")).collect::<Vec<_>>());
     let labels = vec((0..3u8, 0..2u8, 0..2u8), 0..3);
-    let url = prop_oneof![Just(""), Just("tcp://a"), Just("tcp://b"), Just("a")];
+    let url = prop_oneof![
+        3 => Just(""),
+        6 => prop::sample::select(vec!["tcp://a", "tcp://ab", "tcp://b", "tcp", "tcp://", "unix:///a"]),
+        2 => prop::sample::select(vec!["a", "/", "b/tcp://a", "tcp://b/tcp://a", "://a"]),
+    ];
     let expires = proptest::option::weighted(0.1, 0..2i64);
     (names, services, labels, url, expires).prop_map(|(name, services, labels, url, expires)| {
         let mut by_service: BTreeMap<String, NetworkServiceLabels> = BTreeMap::new();
@@ -66,13 +76,16 @@ fn query() -> impl Strategy<Value = Endpoint> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        6 => (endpoint((0..8u8).prop_map(name)), 0..4u8, proptest::option::of(0..20u64))
-            .prop_map(|(endpoint, audience, lease)| Op::Register { endpoint, audience, lease }),
+        6 => (endpoint((0..8u8).prop_map(name)), 0..4u8, proptest::option::of(0..20u64), 0..7u8)
+            .prop_map(|(endpoint, audience, lease, holder)| Op::Register { endpoint, audience, lease, holder }),
         3 => (0..8u8).prop_map(Op::Unregister),
         2 => (0..8u8, 0..4u8).prop_map(|(n, a)| Op::SetAudience(n, a)),
         2 => (0..15u64).prop_map(Op::Pass),
         2 => (query(), 0..3u8).prop_map(|(q, v)| Op::Subscribe(q, v)),
         1 => any::<Index>().prop_map(Op::Unsubscribe),
+        2 => any::<Index>().prop_map(Op::Return),
+        2 => (0..8u8, 0..4u8, 0..4u8, proptest::bool::weighted(0.1))
+            .prop_map(|(n, caller, origin, admin)| Op::Claim(n, caller, origin, admin)),
         6 => (any::<Index>(), prop_oneof![0..4usize, Just(usize::MAX)]).prop_map(|(w, n)| Op::Drain(w, n)),
         2 => (query(), 0..3u8).prop_map(|(q, v)| Op::Find(q, v)),
     ]
@@ -89,6 +102,45 @@ fn viewer(n: u8) -> Viewer {
         0 => Viewer::Own,
         1 => Viewer::Peer(SpiffeId::new("spiffe://b.test/gw").unwrap()),
         _ => Viewer::Peer(SpiffeId::new("spiffe://c.test/gw").unwrap()),
+    }
+}
+
+/// Two workloads and a manager of one trust domain, and a manager of another.
+fn id(n: u8) -> SpiffeId {
+    let all = ["own.test/a", "own.test/b", "own.test/nsmgr", "b.test/nsmgr"];
+    SpiffeId::new(format!("spiffe://{}", all[usize::from(n)])).unwrap()
+}
+
+/// 0 is the domain; the others are who owns a registration and who brought it.
+fn holder(n: u8, written: u64) -> Holder {
+    let (owner, via) = match n {
+        0 => return Holder::Domain,
+        1 => (Some(0), None),
+        2 => (Some(1), None),
+        3 => (Some(0), Some(2)),
+        4 => (Some(1), Some(2)),
+        5 => (Some(3), None),
+        _ => (None, None),
+    };
+    Holder::Owner(Owner { id: owner.map(id), via: via.map(id), written })
+}
+
+/// The rules of ownership once more, case by case.
+fn naive_claim(held_by: Option<u8>, caller: u8, origin: u8, admin: bool) -> bool {
+    let foreign = |n| n == 3;
+    if foreign(caller) != foreign(origin) {
+        return false;
+    }
+    match held_by {
+        None => true,
+        Some(0) => false,
+        Some(_) if admin => true,
+        Some(1) => caller == 0 && origin == 0,
+        Some(2) => caller == 1 && origin == 1,
+        Some(3) => origin == 0,
+        Some(4) => origin == 1,
+        Some(5) => caller == 3,
+        Some(_) => false,
     }
 }
 
@@ -114,8 +166,11 @@ struct Stored {
     endpoint: Endpoint,
     audience: u8,
     expires: Option<Instant>,
+    holder: u8,
+    written: u64,
 }
 
+#[derive(Clone)]
 struct Watcher {
     id: WatchId,
     filter: Filter<Endpoint>,
@@ -123,6 +178,8 @@ struct Watcher {
     view: BTreeMap<String, Endpoint>,
     /// Whether it was told that there is nothing more, and not woken since.
     asleep: bool,
+    /// The revision of the last time when it was told so, and its view then.
+    rested: Option<(Revision, BTreeMap<String, Endpoint>)>,
 }
 
 struct Bench {
@@ -131,12 +188,15 @@ struct Bench {
     watchers: Vec<Watcher>,
     now: Instant,
     revision: u64,
+    /// Names whose leases ended and that no event told of yet, with their holders.
+    lapsed: Vec<(String, Holder)>,
 }
 
 impl Bench {
     fn new() -> Self {
         let catalogue = Catalogue::new();
-        Self { catalogue, model: BTreeMap::new(), watchers: Vec::new(), now: Instant::now(), revision: 0 }
+        let (model, watchers, lapsed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { catalogue, model, watchers, now: Instant::now(), revision: 0, lapsed }
     }
 
     fn scan(&self, filter: &Filter<Endpoint>) -> BTreeMap<String, Endpoint> {
@@ -147,13 +207,25 @@ impl Bench {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Register { endpoint, audience: who, lease } => {
+            Op::Register { endpoint, audience: who, lease, holder: by } => {
                 let expires = lease.map(|seconds| self.now + Duration::from_secs(seconds));
-                let registration =
-                    Registration { object: endpoint.clone(), audience: audience(who), expires };
+                let written = self.revision;
+                let (audience, holder) = (audience(who), holder(by, written));
+                let registration = Registration { object: endpoint.clone(), audience, expires, holder };
                 let revision = self.catalogue.register(registration).unwrap();
                 assert!(revision.get() > self.revision, "revisions go up");
-                self.model.insert(endpoint.name.clone(), Stored { endpoint, audience: who, expires });
+                let stored = Stored { endpoint, audience: who, expires, holder: by, written };
+                self.model.insert(stored.endpoint.name.clone(), stored);
+            }
+            Op::Claim(n, caller, origin, admin) => {
+                let held_by = self.model.get(&name(n)).map(|stored| stored.holder);
+                let claimant = Claimant { caller: id(caller), origin: id(origin), admin };
+                let verdict = self.catalogue.claim::<Endpoint>(&name(n), &claimant);
+                assert_eq!(verdict.is_ok(), naive_claim(held_by, caller, origin, admin), "{verdict:?}");
+                assert_eq!(
+                    matches!(verdict, Err(ClaimError::Exported)),
+                    held_by == Some(0) && claimant.caller.trust_domain() == claimant.origin.trust_domain()
+                );
             }
             Op::Unregister(n) => {
                 let removed = self.catalogue.unregister::<Endpoint>(&name(n)).map(|r| r.object.clone());
@@ -171,12 +243,29 @@ impl Bench {
                 self.now += Duration::from_secs(seconds);
                 let now = self.now;
                 self.catalogue.handle_timeout(now);
-                self.model.retain(|_, s| s.expires.is_none_or(|at| at > now));
+                let ended = self.model.extract_if(.., |_, s| s.expires.is_some_and(|at| at <= now));
+                self.lapsed.extend(ended.map(|(name, s)| (name, holder(s.holder, s.written))));
             }
             Op::Subscribe(query, who) => {
                 let filter = Filter { query, viewer: viewer(who) };
                 let id = self.catalogue.subscribe(filter.clone());
-                self.watchers.push(Watcher { id, filter, view: BTreeMap::new(), asleep: false });
+                self.watchers.push(Watcher {
+                    id,
+                    filter,
+                    view: BTreeMap::new(),
+                    asleep: false,
+                    rested: None,
+                });
+            }
+            Op::Return(which) if !self.watchers.is_empty() => {
+                let which = which.index(self.watchers.len());
+                let watcher = &mut self.watchers[which];
+                let Some((revision, view)) = watcher.rested.clone() else { return };
+                assert!(self.catalogue.unsubscribe::<Endpoint>(watcher.id));
+                let Resumed::Changes(id) = self.catalogue.resume(watcher.filter.clone(), revision) else {
+                    panic!("so few changes are remembered")
+                };
+                *watcher = Watcher { id, view, asleep: false, ..watcher.clone() };
             }
             Op::Unsubscribe(which) if !self.watchers.is_empty() => {
                 let watcher = self.watchers.swap_remove(which.index(self.watchers.len()));
@@ -185,7 +274,7 @@ impl Bench {
             Op::Drain(which, most) if !self.watchers.is_empty() => {
                 self.drain(which.index(self.watchers.len()), most);
             }
-            Op::Unsubscribe(_) | Op::Drain(..) => {}
+            Op::Unsubscribe(_) | Op::Drain(..) | Op::Return(_) => {}
             Op::Find(query, who) => {
                 let filter = Filter { query, viewer: viewer(who) };
                 let found = self.catalogue.find(&filter);
@@ -221,6 +310,7 @@ impl Bench {
                 Step::Idle => {
                     watcher.asleep = true;
                     let view = watcher.view.clone();
+                    watcher.rested = Some((self.catalogue.revision(), view.clone()));
                     let filter = watcher.filter.clone();
                     assert_eq!(view, self.scan(&filter), "drained, and the view differs");
                     return;
@@ -231,10 +321,25 @@ impl Bench {
 
     fn check(&mut self) {
         self.revision = self.catalogue.revision().get();
-        while let Some(Event::News(id)) = self.catalogue.poll_event() {
-            let woken = self.watchers.iter_mut().find(|w| w.id == id).unwrap();
-            assert!(woken.asleep, "woken twice");
-            woken.asleep = false;
+        let mut lapsed = Vec::new();
+        while let Some(event) = self.catalogue.poll_event() {
+            match event {
+                Event::News(id) => {
+                    let woken = self.watchers.iter_mut().find(|w| w.id == id).unwrap();
+                    assert!(woken.asleep, "woken twice");
+                    woken.asleep = false;
+                }
+                Event::Lapsed(lapse) => lapsed.push((lapse.name.to_string(), lapse.holder)),
+            }
+        }
+        lapsed.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(lapsed, std::mem::take(&mut self.lapsed), "each lease that ended is told once");
+        for n in 0..4 {
+            let brought = self.model.values().filter(|s| match holder(s.holder, 0) {
+                Holder::Domain => false,
+                Holder::Owner(owner) => owner.via.or(owner.id) == Some(id(n)),
+            });
+            assert_eq!(self.catalogue.brought_by::<Endpoint>(&id(n)), brought.count());
         }
         for watcher in &self.watchers {
             let mut bound: BTreeSet<_> = self.scan(&watcher.filter).into_keys().collect();
