@@ -27,9 +27,11 @@
 //! |---|---|
 //! | [`outbound`] | one import's connection |
 //! | [`inbound`] | the connections that others hold to our exports |
+//! | [`monitor`] | who watches which connections |
 //! | [`path`] | NSM's path rules |
 //! | [`policy`] | whether a caller may use an export, and why |
-//! | [`selection`] | which endpoint is asked |
+//! | [`selection`] | which endpoint is asked, and which comes next |
+//! | [`transit`] | the connections that pass through, from one hop to the next |
 //! | [`fault`] | what went wrong, whose fault it is, what to do |
 //! | [`clock`] | the time as a caller hands it in |
 //! | [`retry`] | how long to wait before the next attempt |
@@ -37,11 +39,13 @@
 pub mod clock;
 pub mod fault;
 pub mod inbound;
+pub mod monitor;
 pub mod outbound;
 pub mod path;
 pub mod policy;
 pub mod retry;
 pub mod selection;
+pub mod transit;
 
 pub use clock::Now;
 pub use fault::{Blame, Fault, FaultKind, StepKind};

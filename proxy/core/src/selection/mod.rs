@@ -1,4 +1,12 @@
-//! Which endpoint is asked: those that carry what the import carries, in turn.
+//! Which endpoint is asked.
+//!
+//! An import asks for the endpoints of a peer's service that carry what it carries, in turn ([`RoundRobin`]): the peer's own
+//! selection has the last word. A connection that passes through is decided here: [`matching`] says which endpoints the service
+//! picks, [`ranking`] in which order they are tried.
+
+pub mod matching;
+pub mod ranking;
+mod template;
 
 use carrick_model::Payload;
 
