@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
 };
 
-use carrick_model::{Domain, ListenAddress, Payload, TrustDomain, domain::MAX_NAME};
+use carrick_model::{AccessRule, Domain, ListenAddress, Payload, ServeUrl, TrustDomain, domain::MAX_NAME};
 
 use crate::{
     config::{Dns, Export, Import, Listen, Peer, Trust},
@@ -23,6 +24,9 @@ pub(crate) struct Known<'a, 'n> {
     pub(crate) peers: &'a [Placed<'n, Peer>],
     pub(crate) exports: &'a [Placed<'n, Export>],
     pub(crate) imports: &'a [Placed<'n, Import>],
+    pub(crate) admit: &'a [Placed<'n, AccessRule>],
+    pub(crate) show: &'a [Placed<'n, AccessRule>],
+    pub(crate) nsm_listen: &'a [Placed<'n, ServeUrl>],
 }
 
 /// Adds to the draft what is wrong, and what is odd.
@@ -31,6 +35,7 @@ pub(crate) fn check(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
     peers(draft, known);
     exports(draft, known);
     imports(draft, known);
+    access(draft, known);
     sockets(draft, known);
     names(draft, known);
 }
@@ -84,12 +89,7 @@ fn peers(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
 }
 
 fn exports(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
-    let trusted: BTreeSet<&str> = known
-        .trust
-        .iter()
-        .map(|trust| trust.value.trust_domain.as_str())
-        .chain(known.trust_domain.map(TrustDomain::as_str))
-        .collect();
+    let trusted = trusted(known);
     let mut services: HashMap<_, (Payload, usize)> = HashMap::new();
     for Placed { value: export, at } in known.exports {
         let payload = export.to.payload();
@@ -114,14 +114,18 @@ fn imports(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
     let trusted: BTreeSet<&Domain> = known.trust.iter().map(|trust| &trust.value.domain).collect();
     let mut services: HashMap<_, (Option<Payload>, usize)> = HashMap::new();
     for Placed { value: import, at } in known.imports {
-        let domain = import.service.domain();
         let payload = import.listen.as_ref().map(ListenAddress::payload);
-        if Some(domain) == known.domain {
-            let message = format!("`{}` is a service of this domain: it is local", import.service);
-            draft.faults.push(at.key("service").fault(message).hint("use the target of its export directly"));
-        } else if !trusted.contains(domain) && !draft.doubtful.contains("trust") {
-            let warning = at.key("service").fault(format!("no `trust:` entry is for domain `{domain}`"));
-            draft.warnings.push(warning.hint("add one, or run `carrick trust import`"));
+        let at_services: Vec<Cursor<'_>> = at.key("service").items().collect();
+        for (index, service) in import.services().enumerate() {
+            let at = at_services.get(index).cloned().unwrap_or_else(|| at.key("service"));
+            let domain = service.domain();
+            if Some(domain) == known.domain {
+                let message = format!("`{service}` is a service of this domain: it is local");
+                draft.faults.push(at.fault(message).hint("use the target of its export directly"));
+            } else if !trusted.contains(domain) && !draft.doubtful.contains("trust") {
+                let warning = at.fault(format!("no `trust:` entry is for domain `{domain}`"));
+                draft.warnings.push(warning.hint("add one, or run `carrick trust import`"));
+            }
         }
         if let Some((first, line)) = services.insert(&import.service, (payload, at.line())) {
             let (first, payload) = (first.unwrap_or(Payload::Tcp), payload.unwrap_or(Payload::Tcp));
@@ -137,6 +141,35 @@ fn imports(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
         if import.port.is_some() && known.listen.is_some_and(|listen| listen.dns.is_none()) {
             let warning = at.key("port").fault("the port is that of a virtual IP, and there are none");
             draft.warnings.push(warning.hint("set `listen.dns`, or remove it"));
+        }
+    }
+}
+
+/// The trust domains whose callers can get in at all.
+fn trusted<'a>(known: &Known<'a, '_>) -> BTreeSet<&'a str> {
+    let foreign = known.trust.iter().map(|trust| trust.value.trust_domain.as_str());
+    foreign.chain(known.trust_domain.map(TrustDomain::as_str)).collect()
+}
+
+/// The rules of the registry.
+fn access(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
+    let trusted = trusted(known);
+    for Placed { value: rule, at } in known.admit.iter().chain(known.show) {
+        for (key, empty) in [("who", rule.who.is_empty()), ("services", rule.services.is_empty())] {
+            if empty && !draft.faulty_in(&at.key(key)) {
+                let warning = at.key(key).fault("the list is empty: this lets nobody do anything");
+                draft.warnings.push(warning.hint("add an entry, or remove the rule"));
+            }
+        }
+        for (pattern, at) in rule.who.iter().zip(at.key("who").items()) {
+            let of = pattern.trust_domain();
+            if Some(of) == known.trust_domain {
+                let warning = at.fault("callers of the own trust domain need no rule");
+                draft.warnings.push(warning.hint("remove it"));
+            } else if !trusted.contains(of.as_str()) {
+                let warning = at.fault(format!("no `trust:` entry is for trust domain `{of}`"));
+                draft.warnings.push(warning.hint("add one, or run `carrick trust import`"));
+            }
         }
     }
 }
@@ -167,7 +200,20 @@ fn sockets(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
             taken.claim(draft, Protocol::Tcp, dns, &at.key("dns"));
         }
     }
-    let mut paths = HashMap::new();
+    let mut paths: HashMap<&Path, Cursor<'_>> = HashMap::new();
+    for Placed { value: url, at } in known.nsm_listen {
+        match url {
+            ServeUrl::Unix(path) => claim_path(draft, &mut paths, path, at),
+            ServeUrl::Tcp { ip: Some(ip), port } => {
+                taken.claim(draft, Protocol::Tcp, SocketAddr::new(*ip, *port), at);
+            }
+            ServeUrl::Tcp { ip: None, port } => {
+                let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+                let _clash =
+                    all.iter().all(|ip| taken.claim(draft, Protocol::Tcp, SocketAddr::new(*ip, *port), at));
+            }
+        }
+    }
     for Placed { value: import, at } in known.imports {
         let at = at.key("listen");
         match &import.listen {
@@ -177,15 +223,21 @@ fn sockets(draft: &mut Draft<'_>, known: &Known<'_, '_>) {
             Some(ListenAddress::Udp(addr)) => {
                 taken.claim(draft, Protocol::Udp, *addr, &at);
             }
-            Some(ListenAddress::Unix(path)) => {
-                if let Some(first) = paths.insert(path, at.clone()) {
-                    let message =
-                        format!("{} is taken by `{}` on line {}", path.display(), first.path(), first.line());
-                    draft.faults.push(at.fault(message).hint("choose another path"));
-                }
-            }
+            Some(ListenAddress::Unix(path)) => claim_path(draft, &mut paths, path, &at),
             None => {}
         }
+    }
+}
+
+fn claim_path<'a, 'n>(
+    draft: &mut Draft<'_>,
+    paths: &mut HashMap<&'a Path, Cursor<'n>>,
+    path: &'a Path,
+    at: &Cursor<'n>,
+) {
+    if let Some(first) = paths.insert(path, at.clone()) {
+        let message = format!("{} is taken by `{}` on line {}", path.display(), first.path(), first.line());
+        draft.faults.push(at.fault(message).hint("choose another path"));
     }
 }
 

@@ -1,5 +1,8 @@
 //! The config as the daemon sees it: final types only, every default filled in.
 
+mod compat;
+mod registry;
+
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use carrick_model::{
@@ -10,6 +13,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{defaults, fault::Fault};
+
+pub use self::{
+    compat::{Compat, Nsm},
+    registry::{Etcd, EtcdClient, EtcdTls, Registry, Store},
+};
 
 /// The whole of `carrick.yaml`. Field names are its keys, `docs/reference/config.md` explains them.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +44,10 @@ pub struct Config {
     pub exports: Vec<Export>,
     /// Services of other domains. No service twice, no two on one address.
     pub imports: Vec<Import>,
+    /// The catalogue of this domain.
+    pub registry: Registry,
+    /// How the daemon appears to programs that are not Carrick.
+    pub compat: Compat,
     /// The tunnels between gateways.
     pub tunnel: Tunnel,
     /// How long things may take.
@@ -146,12 +158,34 @@ pub struct Export {
 /// A service of another domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
-    /// The service.
+    /// The service. Of several, the first: what the import is known by.
     pub service: ServiceName,
+    /// Services of other domains that are as good. None twice, none the same as `service`.
+    pub others: Vec<ServiceName>,
+    /// Which of them is used.
+    pub strategy: Strategy,
     /// Where applications reach it, beside its virtual IP. Always there when `listen.dns` is `None`.
     pub listen: Option<ListenAddress>,
     /// The port on the virtual IP. `None`: the service's own, as the peer tells it.
     pub port: Option<u16>,
+}
+
+/// Which of several equal services is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Strategy {
+    /// The first of which an endpoint is there.
+    Priority,
+    /// All of them, new connections in these shares: one for `service` and one for each of `others`, each at least 1.
+    Weighted(Vec<u32>),
+    /// The one that answers fastest.
+    Nearest,
+}
+
+impl Import {
+    /// All its services in the order of the file, `service` first.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        std::iter::once(&self.service).chain(&self.others)
+    }
 }
 
 /// The tunnels between gateways.
@@ -236,6 +270,7 @@ impl Config {
     pub fn new(domain: Domain) -> Self {
         Self {
             trust_domain: same_trust_domain(&domain),
+            compat: Compat::new(&domain),
             domain,
             state_dir: defaults::STATE_DIR.into(),
             listen: Listen::default(),
@@ -246,6 +281,7 @@ impl Config {
             peers: Vec::new(),
             exports: Vec::new(),
             imports: Vec::new(),
+            registry: Registry::default(),
             tunnel: Tunnel::default(),
             timeouts: Timeouts::default(),
             log: Log::default(),

@@ -1,18 +1,28 @@
 //! The raw config into final types. Each text that cannot be read is a fault of its own.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, time::Duration};
+pub(crate) mod compat;
+mod registry;
+
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use carrick_model::ServiceName;
 
 use crate::{
     checks,
     config::{
-        BundleSource, Config, Dns, Export, Identity, Import, Limits, Listen, Log, Peer, Timeouts, Trust,
-        Tunnel, same_trust_domain,
+        BundleSource, Compat, Config, Dns, Export, Identity, Import, Limits, Listen, Log, Peer, Registry,
+        Strategy, Timeouts, Trust, Tunnel, same_trust_domain,
     },
     cursor::Cursor,
     fault::{Fault, Faults},
     raw::{
-        RawConfig, RawDns, RawExport, RawIdentity, RawImport, RawListen, RawPeer, RawTimeouts, RawTrust,
-        RawTunnel,
+        RawConfig, RawDns, RawExport, RawIdentity, RawImport, RawListen, RawPeer, RawStrategy, RawTimeouts,
+        RawTrust, RawTunnel,
     },
     structure::Checked,
     text::{Text, Written},
@@ -30,6 +40,8 @@ const SVID_LIFETIMES: RangeInclusive<Duration> =
     Duration::from_secs(5)..=Duration::from_secs(30 * 24 * 60 * 60);
 /// One flow needs 12.5 MB to fill a line of 100 ms x 1 Gbit/s.
 const LEAST_TUNNEL_MEMORY: u64 = 16 << 20;
+/// Domains that offer one import. Each is watched, and a list that is longer is a mistake.
+const MAX_ALTERNATIVES: usize = 16;
 /// Labels of these names are set by the daemon (`carrick.port`, `carrick.payload`).
 const OWN_LABELS: &str = "carrick.";
 
@@ -98,6 +110,9 @@ impl<'n> Draft<'n> {
         let exports = self.list(&raw.exports, &root.key("exports"), Self::export);
         let imports = self.list(&raw.imports, &root.key("imports"), Self::import);
 
+        let registry = self.registry(&raw.registry, &root.key("registry"), directory);
+        let compat = self.compat(&raw.compat, &root.key("compat"), domain.as_ref(), directory);
+
         let trust_domain = given_trust_domain.unwrap_or_else(|| domain.as_ref().map(same_trust_domain));
         let known = checks::Known {
             domain: domain.as_ref().filter(|_| !self.doubtful.contains("domain")),
@@ -108,6 +123,9 @@ impl<'n> Draft<'n> {
             peers: &peers,
             exports: &exports,
             imports: &imports,
+            admit: &registry.admit,
+            show: &registry.show,
+            nsm_listen: &compat.listen,
         };
         checks::check(self, &known);
 
@@ -123,6 +141,12 @@ impl<'n> Draft<'n> {
             peers: values(peers),
             exports: values(exports),
             imports: values(imports),
+            registry: Registry {
+                store: registry.store?,
+                admit: values(registry.admit),
+                show: values(registry.show),
+            },
+            compat: Compat { nsm: compat.nsm? },
             tunnel: tunnel?,
             timeouts: timeouts?,
             log: Log { format: raw.log.format, level: level?.0 },
@@ -251,13 +275,73 @@ impl<'n> Draft<'n> {
     }
 
     fn import(&mut self, raw: &RawImport, at: &Cursor<'n>) -> Option<Import> {
-        let service = self.text(&raw.service, &at.key("service"));
+        let (services, strategy) = (self.alternatives(raw, at), self.strategy(raw, at));
         let listen = raw.listen.as_ref().map(|text| self.text(text, &at.key("listen")));
         let listen = match listen {
             Some(listen) => Some(listen?),
             None => None,
         };
-        Some(Import { service: service?, listen, port: raw.port })
+        let mut services = services?.into_iter();
+        Some(Import {
+            service: services.next()?,
+            others: services.collect(),
+            strategy,
+            listen,
+            port: raw.port,
+        })
+    }
+
+    /// The services of an import, at least one.
+    fn alternatives(&mut self, raw: &RawImport, at: &Cursor<'n>) -> Option<Vec<ServiceName>> {
+        let at = at.key("service");
+        let places: Vec<_> = if raw.service.list { at.items().collect() } else { vec![at.clone()] };
+        let read = |(text, at)| self.text(text, at).map(|service| (service, at));
+        let read: Option<Vec<_>> = raw.service.texts.iter().zip(&places).map(read).collect();
+        let mut services = Vec::new();
+        for (service, at) in read? {
+            if services.contains(&service) {
+                self.faults.push(at.fault(format!("`{service}` is in the list twice")).hint("keep one"));
+                continue;
+            }
+            services.push(service);
+        }
+        if services.is_empty() && !self.faulty_in(&at) {
+            self.faults.push(at.fault("the list is empty").hint("write `service@domain`"));
+        }
+        if services.len() > MAX_ALTERNATIVES {
+            self.faults.push(at.fault(format!("at most {MAX_ALTERNATIVES} services can stand for one")));
+        }
+        (!services.is_empty()).then_some(services)
+    }
+
+    fn strategy(&mut self, raw: &RawImport, at: &Cursor<'n>) -> Strategy {
+        let (services, weights) = (raw.service.texts.len(), raw.weights.len());
+        if services == 1 && raw.strategy != RawStrategy::Priority {
+            let warning = at.key("strategy").fault("there is one service to choose from");
+            self.warnings.push(warning.hint("list more under `service`, or remove it"));
+        }
+        match raw.strategy {
+            RawStrategy::Weighted if weights == 0 => Strategy::Weighted(vec![1; services]),
+            RawStrategy::Weighted => {
+                let place = at.key("weights");
+                if weights != services && !self.faulty_in(&place) {
+                    let message = format!("there are {weights} weights for {services} services");
+                    self.faults.push(place.fault(message).hint("give one for each, in the same order"));
+                }
+                Strategy::Weighted(raw.weights.clone())
+            }
+            _ if weights > 0 => {
+                let fault = at.key("weights").fault("weights mean something with one strategy only");
+                self.faults.push(fault.hint("add `strategy: weighted`, or remove them"));
+                Strategy::Priority
+            }
+            RawStrategy::Priority => Strategy::Priority,
+            RawStrategy::Nearest => Strategy::Nearest,
+        }
+    }
+
+    fn file(&mut self, text: &Text<PathBuf>, at: &Cursor<'n>, directory: &Path) -> Option<PathBuf> {
+        self.text(text, at).map(|path| directory.join(path))
     }
 
     fn text<T: Written>(&mut self, text: &Text<T>, at: &Cursor<'n>) -> Option<T> {

@@ -57,6 +57,14 @@ pub const TIMEOUT_FLOW_OPEN: Duration = Duration::from_secs(10);
 /// A UDP association without a packet ends after this time: the least that RFC 4787 REQ-5 asks of a NAT.
 pub const TIMEOUT_UDP_IDLE: Duration = Duration::from_secs(120);
 
+/// What the keys of an etcd start with.
+pub const ETCD_PREFIX: &str = "/carrick/";
+
+/// Longest life of a token: that of NSM's own parts. A lease is no longer than its token.
+pub const NSM_MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Mode of the Unix sockets for NSM's parts. They run as other users, and every caller has to show an SVID.
+pub const NSM_SOCKET_MODE: u32 = 0o666;
+
 /// What is logged: a line per flow and per change of state, nothing per packet.
 pub const LOG_LEVEL: &str = "info";
 

@@ -3,7 +3,8 @@
 use carrick_model::{Domain, ServiceName, Target};
 
 use crate::config::{
-    Config, Dns, Export, Identity, Import, Limits, Listen, Log, Peer, Timeouts, Trust, Tunnel,
+    Compat, Config, Dns, Export, Identity, Import, Limits, Listen, Log, Nsm, Peer, Registry, Timeouts, Trust,
+    Tunnel,
 };
 
 /// What a reload has to do. All that is not listed stays as it is and must not be touched.
@@ -96,7 +97,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         keys, Config, old, new,
         [domain => "domain", trust_domain => "trust_domain", state_dir => "state_dir", advertise => "advertise",
          drain_timeout => "drain_timeout"],
-        not: [listen, identity, trust, dns, peers, exports, imports, tunnel, timeouts, log, limits, warnings]
+        not: [listen, identity, trust, dns, peers, exports, imports, registry, compat, tunnel, timeouts, log, limits, warnings]
     );
     differing!(keys, Listen, &old.listen, &new.listen,
         [control => "listen.control", tunnel => "listen.tunnel", admin => "listen.admin", dns => "listen.dns"]);
@@ -105,6 +106,14 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     differing!(keys, Dns, &old.dns, &new.dns,
         [servers => "dns.servers", suffix => "dns.suffix", virtual_ips => "dns.virtual_ips", timeout => "dns.timeout",
          attempts => "dns.attempts", max_stale => "dns.max_stale", ttl => "dns.ttl"]);
+    differing!(keys, Registry, &old.registry, &new.registry,
+        [store => "registry.store", admit => "registry.admit", show => "registry.show"]);
+    differing!(keys, Compat, &old.compat, &new.compat, [], not: [nsm]);
+    differing!(keys, Nsm, &old.compat.nsm, &new.compat.nsm,
+        [on => "compat.nsm", listen => "compat.nsm.listen", socket_mode => "compat.nsm.socket_mode",
+         name => "compat.nsm.name", url => "compat.nsm.url", max_token_lifetime => "compat.nsm.max_token_lifetime",
+         map_ip_file => "compat.nsm.map_ip_file", clusterinfo_file => "compat.nsm.clusterinfo_file",
+         registry_url => "compat.nsm.registry_url", remote_registry => "compat.nsm.registry_proxy_url"]);
     differing!(keys, Tunnel, &old.tunnel, &new.tunnel,
         [lanes => "tunnel.lanes", idle_timeout => "tunnel.idle_timeout", keep_alive => "tunnel.keep_alive",
          max_memory => "tunnel.max_memory", congestion => "tunnel.congestion"]);

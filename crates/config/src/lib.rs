@@ -17,6 +17,7 @@ mod cursor;
 pub mod defaults;
 mod difference;
 mod document;
+mod environment;
 mod fault;
 mod raw;
 mod reference;
@@ -29,11 +30,13 @@ use std::{
 };
 
 pub use config::{
-    BundleSource, Config, Congestion, Dns, Export, Identity, IdentitySource, Import, Lanes, Limits, Listen,
-    Log, LogFormat, Peer, Timeouts, Trust, Tunnel,
+    BundleSource, Compat, Config, Congestion, Dns, Etcd, EtcdClient, EtcdTls, Export, Identity,
+    IdentitySource, Import, Lanes, Limits, Listen, Log, LogFormat, Nsm, Peer, Registry, Store, Strategy,
+    Timeouts, Trust, Tunnel,
 };
 pub use difference::{Changes, Difference};
 pub use document::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
+pub use environment::{Environment, EnvironmentFault, EnvironmentFaults, Ignored};
 pub use fault::{Fault, Faults, LoadError};
 pub use reference::{reference_markdown, schema};
 

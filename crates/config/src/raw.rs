@@ -1,5 +1,8 @@
 //! The keys of `carrick.yaml` as they are written. The doc comments are the text of `docs/reference/config.md`.
 
+pub(crate) mod compat;
+pub(crate) mod registry;
+
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use carrick_model::{
@@ -9,10 +12,11 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::{compat::RawCompat, registry::RawRegistry};
 use crate::{
     config::{BundleSource, Congestion, IdentitySource, Lanes, LogFormat},
     defaults,
-    text::{Bytes, Level, Server, Suffix, Switched, Text},
+    text::{Bytes, Level, OneOrMore, Server, Suffix, Switched, Text},
 };
 
 /// The keys at the top of the file. Only `domain` is needed.
@@ -55,6 +59,12 @@ pub(crate) struct RawConfig {
     /// Services of other domains that applications here use.
     #[serde(default)]
     pub(crate) imports: Vec<RawImport>,
+    /// The registry: where its records are kept, and what callers of other trust domains may do.
+    #[serde(default)]
+    pub(crate) registry: RawRegistry,
+    /// How the daemon appears to programs that are not Carrick.
+    #[serde(default)]
+    pub(crate) compat: RawCompat,
     /// The QUIC tunnels between gateways.
     #[serde(default)]
     pub(crate) tunnel: RawTunnel,
@@ -178,8 +188,16 @@ pub(crate) struct RawExport {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Import")]
 pub(crate) struct RawImport {
-    /// The service and its domain.
-    pub(crate) service: Text<ServiceName>,
+    /// The service and its domain; or a list of at most 16, when several domains offer what the applications here need.
+    /// The first one names the import.
+    pub(crate) service: OneOrMore<ServiceName>,
+    /// Which of several is used.
+    #[serde(default)]
+    pub(crate) strategy: RawStrategy,
+    /// With `strategy: weighted`, the share of each service in the list, from 1 to 1000. Left out: equal shares.
+    #[serde(default)]
+    #[schemars(inner(range(min = 1, max = 1000)))]
+    pub(crate) weights: Vec<u32>,
     /// Where applications reach it: `ip:port` (TCP), `udp://ip:port` or `unix:///path`. May be left out when
     /// `listen.dns` is set: then the name `<service>.<domain>.<suffix>` leads to it.
     #[serde(default)]
@@ -188,6 +206,19 @@ pub(crate) struct RawImport {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(crate) port: Option<u16>,
+}
+
+/// Which of several equal services is used.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawStrategy {
+    /// The first in the list of which an endpoint is there.
+    #[default]
+    Priority,
+    /// All of them: new connections in the shares of `weights`.
+    Weighted,
+    /// The one that answers fastest.
+    Nearest,
 }
 
 /// The QUIC tunnels between gateways.

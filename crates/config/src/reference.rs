@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::{
     MAX_BYTES, MAX_DEPTH,
+    cursor::join,
     raw::RawConfig,
     structure::{kinds, resolve, words},
 };
@@ -43,15 +44,22 @@ pub fn reference_markdown() -> String {
         push(&mut page, format_args!("| {} | `{example}` |\n", cell(form)));
     }
     page.push_str("\n## Top of the file\n");
-    table(&mut page, &schema);
-    for (key, property) in sorted(&schema) {
+    table(&mut page, &schema, "");
+    sections(&mut page, &schema, "");
+    page
+}
+
+/// The tables of what is below the map at `path`, each map followed by those in it.
+fn sections(page: &mut String, schema: &Json, path: &str) {
+    for (key, property) in sorted(schema) {
         if let Some((section, list)) = section(property) {
+            let path = join(path, key);
             let brackets = if list { "[]" } else { "" };
-            push(&mut page, format_args!("\n## {key}{brackets}\n\n{}\n", paragraph(section)));
-            table(&mut page, section);
+            push(page, format_args!("\n## {path}{brackets}\n\n{}\n", paragraph(section)));
+            table(page, section, &path);
+            sections(page, section, &path);
         }
     }
-    page
 }
 
 fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
@@ -59,12 +67,19 @@ fn push(page: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = page.write_fmt(text);
 }
 
-fn table(page: &mut String, schema: &Json) {
+fn table(page: &mut String, schema: &Json, path: &str) {
     page.push_str("\n| key | value | default | meaning |\n|---|---|---|---|\n");
     for (key, property) in sorted(schema) {
         let default = default(schema, key, property);
         let said = paragraph(property) + &words_said(resolve(property));
-        push(page, format_args!("| `{key}` | {} | {default} | {} |\n", kind(key, property), cell(&said)));
+        push(
+            page,
+            format_args!(
+                "| `{key}` | {} | {default} | {} |\n",
+                kind(&join(path, key), property),
+                cell(&said)
+            ),
+        );
     }
 }
 
@@ -91,10 +106,12 @@ fn section(property: &Json) -> Option<(&Json, bool)> {
     [(property, false), (item, true)].into_iter().find(|(schema, _)| schema["properties"].is_object())
 }
 
-fn kind(key: &str, property: &Json) -> String {
+fn kind(path: &str, property: &Json) -> String {
+    // A heading's anchor has no dots.
+    let anchor = path.replace('.', "");
     match section(property) {
-        Some((_, true)) => return format!("list of [maps](#{key})"),
-        Some((_, false)) => return format!("[map](#{key})"),
+        Some((_, true)) => return format!("list of [maps](#{anchor})"),
+        Some((_, false)) => return format!("[map](#{anchor})"),
         None => {}
     }
     let schema = resolve(property);
@@ -102,7 +119,11 @@ fn kind(key: &str, property: &Json) -> String {
         return words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
     }
     match (kinds(schema).first().copied(), schema["format"].as_str()) {
-        (Some("array"), _) => format!("list of {}", kind(key, &schema["items"])),
+        _ if kinds(schema) == ["string", "array"] => {
+            let one = kind(path, &schema["items"]);
+            format!("{one}, or a list of {one}")
+        }
+        (Some("array"), _) => format!("list of {}", kind(path, &schema["items"])),
         (Some("object"), _) => "map of texts".to_owned(),
         (Some("integer"), _) => format!("{} to {}", schema["minimum"], schema["maximum"]),
         (_, Some(form)) => cell(form),

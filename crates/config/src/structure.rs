@@ -245,13 +245,24 @@ fn home(key: &str) -> Option<String> {
     if top.contains_key(key) {
         return Some(format!("`{key}` belongs at the top of the file"));
     }
-    let holds = |schema: &Json| properties(resolve(schema)).any(|known| known == key);
-    let (section, _) = top.iter().find(|(_, schema)| holds(schema) || holds(&resolve(schema)["items"]))?;
+    let section = top.iter().find_map(|(name, schema)| holder(key, schema, name))?;
     Some(format!("`{key}` belongs under `{section}`"))
 }
 
+/// The path of the first map at or below `schema` that has `key`.
+fn holder(key: &str, schema: &Json, path: &str) -> Option<String> {
+    let schema = resolve(schema);
+    [schema, resolve(&schema["items"])].into_iter().find_map(|map| {
+        if properties(map).any(|known| known == key) {
+            return Some(path.to_owned());
+        }
+        let below = map["properties"].as_object()?;
+        below.iter().find_map(|(name, schema)| holder(key, schema, &join(path, name)))
+    })
+}
+
 /// The word that was probably meant.
-fn nearest<'w>(given: &str, words: &[&'w str]) -> Option<&'w str> {
+pub(crate) fn nearest<'w>(given: &str, words: &[&'w str]) -> Option<&'w str> {
     /// The longest word that is compared: the comparison takes the product of both lengths.
     const COMPARED: usize = 40;
     if given.len() > COMPARED {

@@ -1,11 +1,14 @@
 //! Texts of the config that stand for something: how each is read, and what is said when it cannot be.
 
+mod parts;
+
 use std::{
     borrow::Cow, error::Error, fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, time::Duration,
 };
 
 use carrick_model::{
-    Domain, ExportTarget, Host, HostPort, ListenAddress, ServiceName, SpiffePattern, Target, TrustDomain,
+    Domain, ExportTarget, Host, HostPort, ListenAddress, PartUrl, ServeUrl, ServiceName, ServicePattern,
+    SpiffePattern, Target, TrustDomain,
 };
 use ipnet::{IpNet, Ipv4Net};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -16,6 +19,8 @@ use crate::{
     defaults,
     fault::shown,
 };
+
+pub(crate) use self::parts::{EtcdEndpoint, FileMode, KeyPrefix, PartName, PublicUrl};
 
 /// A text that stands for a `T` and is not yet read as one, so that all bad texts can be reported together.
 #[derive(Deserialize, Serialize)]
@@ -107,6 +112,59 @@ impl<T: Written> JsonSchema for Text<T> {
     }
 }
 
+/// A text, or a list of such.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(from = "TextOrList<T>", into = "TextOrList<T>")]
+#[serde(bound(serialize = "", deserialize = ""))]
+pub(crate) struct OneOrMore<T> {
+    pub(crate) texts: Vec<Text<T>>,
+    /// Whether they were written as a list.
+    pub(crate) list: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, bound(serialize = "", deserialize = ""))]
+enum TextOrList<T> {
+    Text(Text<T>),
+    List(Vec<Text<T>>),
+}
+
+impl<T> From<TextOrList<T>> for OneOrMore<T> {
+    fn from(read: TextOrList<T>) -> Self {
+        match read {
+            TextOrList::Text(text) => Self { texts: vec![text], list: false },
+            TextOrList::List(texts) => Self { texts, list: true },
+        }
+    }
+}
+
+impl<T> From<OneOrMore<T>> for TextOrList<T> {
+    fn from(written: OneOrMore<T>) -> Self {
+        Self::List(written.texts)
+    }
+}
+
+impl<T> Clone for OneOrMore<T> {
+    fn clone(&self) -> Self {
+        Self { texts: self.texts.clone(), list: self.list }
+    }
+}
+
+impl<T: Written> JsonSchema for OneOrMore<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{} | list", T::FORM).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let item = Text::<T>::json_schema(generator);
+        json_schema!({ "type": ["string", "array"], "items": item })
+    }
+}
+
 /// What the error and its sources say, in one line.
 fn chain(error: &dyn Error) -> String {
     let mut said = error.to_string();
@@ -140,6 +198,9 @@ written! {
     ServiceName, "service@domain", "postgres@onprem.example.com", "a service of a domain";
     ExportTarget, "target", "tcp://10.0.0.5:5432", "a target";
     ListenAddress, "listen address", "udp://127.0.0.1:5514", "a listen address";
+    ServeUrl, "listen URL", "tcp://:5002", "a listen URL";
+    PartUrl, "host:port | URL", "tcp://registry:5002", "the URL of a part";
+    ServicePattern, "service pattern", "db.*", "a pattern of services";
     SpiffePattern, "SPIFFE ID pattern", "spiffe://onprem.example.com/**", "a SPIFFE ID pattern";
 }
 
@@ -395,6 +456,14 @@ mod tests {
         check::<BundleSource>();
         check::<Suffix>();
         check::<Level>();
+        check::<ServeUrl>();
+        check::<PartUrl>();
+        check::<ServicePattern>();
+        check::<EtcdEndpoint>();
+        check::<KeyPrefix>();
+        check::<FileMode>();
+        check::<PartName>();
+        check::<PublicUrl>();
     }
 
     #[test]

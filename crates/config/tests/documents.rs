@@ -40,6 +40,8 @@ fn the_schema_knows_every_fixed_key() {
         "peers",
         "exports",
         "imports",
+        "registry",
+        "compat",
         "trust_domain",
         "tunnel",
         "timeouts",

@@ -385,3 +385,125 @@ fn a_message_cannot_move_the_cursor() {
     let long = fault(&format!("{}: 1", "k".repeat(900)));
     assert!(long.len() < 500, "{long}");
 }
+
+#[test]
+fn an_etcd_is_given_whole() {
+    assert_eq!(
+        fault("registry: { store: etcd }"),
+        "2:20: registry.store: nothing says where the etcd is, add `etcd: { endpoints: [\"host:2379\"] }` beside it"
+    );
+    assert!(fault("registry: { store: etcd, etcd: { endpoints: [] } }").contains("no member is given"));
+    assert!(
+        fault("registry: { store: etcd, etcd: { endpoint: ['a:1'] } }")
+            .ends_with("registry.etcd.endpoint: unknown key, did you mean `endpoints`?")
+    );
+    assert!(
+        fault("registry: { store: etcd, etcd: { endpoints: ['https://a:1'] } }")
+            .ends_with("`https` needs the roots of its certificate, add `tls: { ca: FILE }`")
+    );
+    assert!(
+        fault("registry: { store: etcd, etcd: { endpoints: ['http://a:1'], tls: { ca: x } } }")
+            .contains("registry.etcd.endpoints[0]: `tls` is given, and this endpoint is `http`")
+    );
+    assert!(
+        fault("registry: { store: etcd, etcd: { endpoints: ['a:1'], tls: { ca: x, key: y } } }")
+            .ends_with("registry.etcd.tls.key: `key` is given without `cert`, give both, or none")
+    );
+    assert!(
+        fault("registry: { store: etcd, etcd: { endpoints: ['a'] } }").contains("endpoints[0]: `a` is not")
+    );
+    assert!(fault("registry: { store: etdc }").ends_with("did you mean `etcd`?"));
+    assert!(fault("endpoints: []").ends_with("`endpoints` belongs under `registry.etcd`"));
+    let config = config("domain: a.test\nregistry: { etcd: { endpoints: ['a:1'] } }");
+    assert_eq!(config.registry.store, carrick_config::Store::Embedded);
+    assert!(config.warnings[0].to_string().contains("the records are kept in a file"));
+}
+
+#[test]
+fn rules_of_the_registry_name_callers_and_services() {
+    let missing = fault("registry: { admit: [{ who: ['spiffe://b.test/**'] }] }");
+    assert!(missing.contains("registry.admit[0].services: the key is missing"), "{missing}");
+    assert!(
+        fault("registry: { show: [{ who: ['spiffe://b.test/**'], services: ['x@b.test'] }] }")
+            .contains("registry.show[0].services[0]: `x@b.test` is not a pattern of services")
+    );
+    assert!(fault("registry: { show: [{ who: ['b.test'], services: ['*'] }] }").contains("show[0].who[0]"));
+    let odd = config(
+        "domain: a.test\ntrust: [{ domain: b.test, bundle: b }]\nregistry:\n  admit:\n\
+         \x20 - { who: ['spiffe://b.test/**'], services: [] }\n\
+         \x20 - { who: ['spiffe://a.test/x', 'spiffe://c.test/x'], services: ['*'] }",
+    );
+    let said: Vec<String> = odd.warnings.iter().map(Fault::to_string).collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].contains("admit[0].services: the list is empty"), "{said:?}");
+    assert!(said[1].contains("callers of the own trust domain need no rule"), "{said:?}");
+    assert!(said[2].contains("no `trust:` entry is for trust domain `c.test`"), "{said:?}");
+}
+
+#[test]
+fn sockets_for_nsm_are_taken_once_too() {
+    let nsm = |listen: &str| fault(&format!("compat: {{ nsm: {{ listen: [{listen}] }} }}"));
+    assert!(
+        nsm("'tcp://:7443'").contains("compat.nsm.listen[0]: `0.0.0.0:7443` is taken by `listen.control`")
+    );
+    assert!(nsm("':5001', '[::1]:5001'").contains("listen[1]: `[::1]:5001` is taken as part of `[::]:5001`"));
+    assert!(nsm("'unix:///run/x', 'unix:///run/x'").contains("/run/x is taken by `compat.nsm.listen[0]`"));
+    assert!(nsm("'registry:5002'").contains("for all addresses"));
+    let many: Vec<String> = (6000..6017).map(|port| format!("':{port}'")).collect();
+    assert!(nsm(&many.join(", ")).contains("at most 16 sockets"));
+    config("domain: a.test\ncompat: { nsm: { listen: [':0', ':0', 'unix:///run/x', 'unix:///run/y'] } }");
+    let import = fault(
+        "compat: { nsm: { listen: ['unix:///x'] } }\nimports: [{ service: a@c.test, listen: 'unix:///x' }]",
+    );
+    assert!(import.contains("/x is taken by `compat.nsm.listen[0]` on line 2"), "{import}");
+}
+
+#[test]
+fn keys_of_nsm_are_checked() {
+    let nsm = |keys: &str| fault(&format!("compat: {{ nsm: {{ {keys} }} }}"));
+    assert!(nsm("max_token_lifetime: 1s").ends_with("from `10s` to `1day`"));
+    assert!(nsm("socket_mode: '999'").contains("write it in octal"));
+    assert!(nsm("name: 'a b'").contains("is not a name for paths"));
+    assert!(nsm("url: 'unix:///x'").contains("others call over TCP"));
+    assert!(nsm("registry_url: registry").contains("a port is missing"));
+    assert!(nsm("registry_ulr: 'r:1'").ends_with("did you mean `registry_url`?"));
+    let both = nsm("registry_proxy_url: 'a:1', proxy_registry_url: 'b:1'");
+    assert!(both.contains("`registry_proxy_url` says where these names go, keep one of the two"), "{both}");
+    assert!(fault("nsm: {}").ends_with("`nsm` belongs under `compat`"));
+    let on = |text: &str| config(&format!("domain: a.test\n{text}")).compat.nsm;
+    assert!(on("compat: { nsm: { } }").on && !on("compat: {}").on && !on("compat: { nsm: }").on);
+    assert_eq!(on("").name, "a.test/gateway");
+}
+
+#[test]
+fn an_import_can_have_several_services() {
+    let import = |rest: &str| fault(&format!("listen: {{ dns: '127.0.0.1:5353' }}\nimports: [{{ {rest} }}]"));
+    assert!(
+        import("service: [a@b.test, a@c.test, a@b.test]")
+            .contains("3:43: imports[0].service[2]: `a@b.test` is in the list twice")
+    );
+    assert!(import("service: []").contains("imports[0].service: the list is empty"));
+    assert!(
+        import("service: [a@b.test, a@cloud.test]")
+            .contains("service[1]: `a@cloud.test` is a service of this")
+    );
+    assert!(import("service: [a@b.test, a]").contains("service[1]: `a` is not a service of a domain"));
+    assert!(
+        import("service: [a@b.test, a@c.test], strategy: weighted, weights: [1]")
+            .contains("there are 1 weights for 2 services, give one for each")
+    );
+    assert!(import("service: [a@b.test, a@c.test], weights: [1, 2]").contains("add `strategy: weighted`"));
+    assert!(
+        import("service: [a@b.test, a@c.test], strategy: weighted, weights: [0, 1]")
+            .contains("imports[0].weights[0]: 0 is out of range, from 1 to 1000")
+    );
+    assert!(import("service: [a@b.test, a@c.test], strategy: fastest").contains("is not one of `priority`"));
+    assert!(import("service: 7").contains("service: expected a text or a list, found the number 7"));
+    let many: Vec<String> = (0..17).map(|n| format!("a@d{n}.test")).collect();
+    assert!(import(&format!("service: [{}]", many.join(", "))).contains("at most 16 services"));
+    let alone = config(
+        "domain: a.test\nimports: [{ service: [x@b.test], strategy: nearest, listen: '127.0.0.1:1' }]",
+    );
+    assert!(alone.warnings.iter().any(|w| w.message == "there is one service to choose from"));
+    assert!(alone.imports[0].others.is_empty());
+}

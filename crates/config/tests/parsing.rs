@@ -2,8 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use carrick_config::{BundleSource, Config, Congestion, Faults, Lanes, LogFormat, load, parse};
-use carrick_model::ListenAddress;
+use carrick_config::{
+    BundleSource, Config, Congestion, Faults, Lanes, LogFormat, Store, Strategy, load, parse,
+};
+use carrick_model::{ListenAddress, SpiffeId};
 use proptest::prelude::*;
 
 /// Every key there is, and none at its default.
@@ -28,6 +30,23 @@ imports:
   - { service: postgres@onprem.test, listen: "127.0.0.1:15432", port: 5433 }
   - { service: log@b.test, listen: "udp://127.0.0.1:514" }
   - { service: web@b.test }
+  - { service: [cache@b.test, cache@onprem.test], strategy: weighted, weights: [3, 1] }
+registry:
+  store: etcd
+  etcd: { endpoints: ["https://etcd-1:2379", "192.0.2.9:2379"], tls: { ca: ca.pem, cert: /etc/c.pem, key: /etc/k.pem }, prefix: /mesh }
+  admit: [ { who: ["spiffe://corp.test/**"], services: ["vl3", "db.*"] } ]
+  show: [ { who: ["spiffe://b.test/ns/*"], services: ["*"] } ]
+compat:
+  nsm:
+    listen: ["unix:///run/nsm.sock", "tcp://:5001", ":5002", "192.0.2.1:5004"]
+    socket_mode: "0660"
+    name: proxy.cloud.test
+    url: "gw.cloud.test:5004"
+    max_token_lifetime: 5m
+    map_ip_file: map-ip.yaml
+    clusterinfo_file: /etc/clusterinfo/config.yaml
+    registry_url: registry:5002
+    registry_proxy_url: "tcp://registry-proxy:5005"
 tunnel: { lanes: 4, idle_timeout: 20s, keep_alive: 6s, max_memory: 64MiB, congestion: bbr }
 timeouts: { connect: 1s, request: 2s, flow_open: 3s, udp_idle: 4s }
 log: { format: json, level: "warn,carrick_proxy=debug" }
@@ -81,6 +100,11 @@ fn every_key_is_read() {
     assert_eq!(config.imports[0].port, Some(5433));
     assert!(matches!(config.imports[1].listen, Some(ListenAddress::Udp(_))));
     assert_eq!(config.imports[2].listen, None);
+    assert_eq!(config.imports[2].strategy, Strategy::Priority);
+    let several = &config.imports[3];
+    let named: Vec<String> = several.services().map(ToString::to_string).collect();
+    assert_eq!(named, ["cache@b.test", "cache@onprem.test"]);
+    assert_eq!(several.strategy, Strategy::Weighted(vec![3, 1]));
     assert_eq!((config.tunnel.lanes, config.tunnel.congestion), (Lanes::Count(4), Congestion::Bbr));
     assert_eq!(config.tunnel.max_memory, 64 << 20);
     assert_eq!(config.timeouts.udp_idle, Duration::from_secs(4));
@@ -88,9 +112,29 @@ fn every_key_is_read() {
     assert_eq!(config.drain_timeout, Duration::ZERO);
     assert_eq!(config.limits.max_half_open, 3);
 
+    let Store::Etcd(etcd) = &config.registry.store else { panic!("{:?}", config.registry.store) };
+    let members: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
+    assert_eq!(members, ["etcd-1:2379", "192.0.2.9:2379"]);
+    assert_eq!(etcd.prefix, "/mesh/");
+    let tls = etcd.tls.as_ref().unwrap();
+    assert_eq!(tls.ca, Path::new("ca.pem"));
+    assert_eq!(tls.client.as_ref().unwrap().key, Path::new("/etc/k.pem"));
+    let corp = SpiffeId::new("spiffe://corp.test/nse").unwrap();
+    assert!(config.registry.admit[0].lets(&corp, "db.x") && !config.registry.show[0].lets(&corp, "db.x"));
+
+    let nsm = &config.compat.nsm;
+    assert!(nsm.on);
+    let listen: Vec<String> = nsm.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["unix:///run/nsm.sock", "tcp://:5001", "tcp://:5002", "tcp://192.0.2.1:5004"]);
+    assert_eq!((nsm.socket_mode, nsm.name.as_str()), (0o660, "proxy.cloud.test"));
+    assert_eq!(nsm.url.as_ref().unwrap().to_string(), "gw.cloud.test:5004");
+    assert_eq!(nsm.max_token_lifetime, Duration::from_secs(300));
+    assert_eq!(nsm.registry_url.as_ref().unwrap().to_string(), "tcp://registry:5002");
+    assert_eq!(nsm.remote_registry.as_ref().unwrap().to_string(), "tcp://registry-proxy:5005");
+
     let fresh = Config::new("elsewhere.test".parse().unwrap());
     let changed = fresh.difference(&config).restart_needed;
-    assert_eq!(changed.len(), 31, "every key but the lists has a value of its own here: {changed:?}");
+    assert_eq!(changed.len(), 44, "every key but the lists has a value of its own here: {changed:?}");
 }
 
 #[test]
@@ -101,6 +145,13 @@ fn relative_paths_start_at_the_file() {
     let config = load(&path).unwrap();
     let bundles: Vec<_> = config.trust.iter().map(|trust| &trust.bundle).collect();
     assert_eq!(config.state_dir, directory.path().join("state"));
+    let Store::Etcd(etcd) = &config.registry.store else { panic!("{:?}", config.registry.store) };
+    let tls = etcd.tls.as_ref().unwrap();
+    assert_eq!(tls.ca, directory.path().join("ca.pem"));
+    assert_eq!(tls.client.as_ref().unwrap().cert, Path::new("/etc/c.pem"));
+    let nsm = &config.compat.nsm;
+    assert_eq!(nsm.map_ip_file, Some(directory.path().join("map-ip.yaml")));
+    assert_eq!(nsm.clusterinfo_file, Some("/etc/clusterinfo/config.yaml".into()));
     assert_eq!(*bundles[0], BundleSource::File("/etc/carrick/onprem.json".into()));
     assert_eq!(*bundles[1], BundleSource::File(directory.path().join("b.pem")));
     assert_eq!(accepted(parse(FULL)).state_dir, Path::new("state"));

@@ -69,6 +69,12 @@ pub enum AddressError {
     /// The scheme is not one we know.
     #[error("scheme `{0}`: expected tcp, udp or unix")]
     Scheme(String),
+    /// The scheme is not one of those of NSM's parts.
+    #[error("scheme `{0}`: expected tcp or unix")]
+    UrlScheme(String),
+    /// A part's listen URL has a name where an address is needed.
+    #[error("write `tcp://ip:port`, `tcp://:port` for all addresses, or `unix:///path`")]
+    NotServable,
     /// A target needs a scheme.
     #[error("a target needs a scheme: `tcp://host:port`, `udp://host:port` or `unix:///path`")]
     NoScheme,
@@ -188,7 +194,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-fn unix_path(text: &str) -> Result<PathBuf, AddressError> {
+pub(crate) fn unix_path(text: &str) -> Result<PathBuf, AddressError> {
     let fits = text.starts_with('/') && text.len() <= MAX_UNIX_PATH && !text.contains('\0');
     fits.then(|| PathBuf::from(text)).ok_or(AddressError::UnixPath)
 }

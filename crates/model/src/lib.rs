@@ -9,16 +9,22 @@
 //! | [`service`] | a network service: bare ([`Target`]) and with its domain ([`ServiceName`]) |
 //! | [`connection`] | connection ids, payloads, mechanisms |
 //! | [`address`] | host and port pairs, listen addresses, export targets |
+//! | [`url`] | URLs by which NSM's parts listen and call each other |
 //! | [`identity`] | SPIFFE ids, trust domains, the patterns of `allow:` lists |
+//! | [`access`] | who may do something with which services of a registry |
 
+pub mod access;
 pub mod address;
 pub mod connection;
 pub mod domain;
 pub mod identity;
 pub mod service;
+pub mod url;
 
+pub use access::{AccessRule, ServicePattern, ServicePatternError};
 pub use address::{AddressError, ExportTarget, Host, HostPort, ListenAddress};
 pub use connection::{ConnectionId, Mechanism, Payload, UnknownWord};
 pub use domain::{Domain, DomainError};
 pub use identity::{PatternError, SpiffeId, SpiffePattern, TrustDomain};
 pub use service::{ServiceName, ServiceNameError, Target, TargetError};
+pub use url::{PartUrl, ServeUrl};
