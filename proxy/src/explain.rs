@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     datapath::Route,
     exports::Exports,
-    peers::{Link, PeerFault, Peers, Role, close_on, find, request_on},
+    peers::{Link, PeerFault, Peers, Role, answered, close_on, find, request_on},
     resolve::Gateways,
     wire,
 };
@@ -254,6 +254,7 @@ impl Explainer {
         };
         let message = wire::network_service_request(&request, &BTreeMap::new());
         let granted = self.peers.call_on(domain, link, "Request", |c| request_on(c, message.clone())).await;
+        let granted = granted.and_then(|answer| answered(domain, answer));
         let reply = wire::outbound_reply(&granted.map_err(|e| stop(&e))?);
         let reply = reply.map_err(|e| {
             stop(&PeerFault::BadAnswer { domain: domain.clone(), call: "Request", detail: e.to_string() })

@@ -7,8 +7,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use carrick_identity::TrustStore;
-use carrick_model::{ConnectionId, Domain, SpiffeId, Target, TrustDomain};
+use carrick_identity::{
+    Caller, Identity, TrustStore,
+    token::{Presented, PresentedError},
+};
+use carrick_model::{ConnectionId, Domain, Target, TrustDomain};
 use carrick_proto::{connection::Connection, networkservice::NetworkServiceRequest};
 use carrick_proxy_core::{
     Now,
@@ -23,6 +26,7 @@ use tokio::sync::Notify;
 use crate::{
     catalogue::{LocalExport, LocalExports},
     datapath::{Admission, DataPath},
+    tokens::{AdmitError, OwnTokens},
     wire::{self, WireFault},
 };
 
@@ -37,6 +41,7 @@ pub struct Exports {
 
 struct Inner {
     domain: Domain,
+    tokens: OwnTokens,
     /// Held while the data path is told, so that it hears of an admission before its revocation.
     table: Mutex<Inbound>,
     tunnel: ArcSwap<Vec<SocketAddr>>,
@@ -72,15 +77,18 @@ pub(crate) enum RequestError {
     #[error(transparent)]
     Wire(#[from] WireFault),
     #[error(transparent)]
+    Tokens(#[from] AdmitError),
+    #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
 impl Exports {
-    /// An empty table. Leases and trust are looked after by tasks of `tasks`; `tunnel` is where peers are told to dial.
+    /// An empty table. `identity` signs the tokens in our path segments. Leases and trust are looked after by tasks of `tasks`; `tunnel` is where peers are told to dial.
     pub fn new(
         settings: InboundSettings,
         tunnel: Vec<SocketAddr>,
         datapath: Arc<dyn DataPath>,
+        identity: &Identity,
         trust: &TrustStore,
         tasks: &Tasks,
         metrics: Metrics,
@@ -88,6 +96,7 @@ impl Exports {
         let exports = Self {
             inner: Arc::new(Inner {
                 domain: settings.domain.clone(),
+                tokens: OwnTokens::new(identity.clone()),
                 table: Mutex::new(Inbound::new(settings)),
                 tunnel: ArcSwap::from_pointee(tunnel),
                 datapath,
@@ -143,23 +152,32 @@ impl Exports {
         &self.inner.domain
     }
 
-    /// Grants or refuses a request of `peer`. When it returns the data path knows.
+    /// Grants or refuses a request that came with the token `presented`. When it returns the data path knows.
     pub(crate) fn request(
         &self,
-        peer: &SpiffeId,
+        caller: &Caller,
+        presented: Result<Presented, PresentedError>,
         request: NetworkServiceRequest,
     ) -> Result<Connection, RequestError> {
-        let asked = wire::inbound_request(&request)?;
+        let mut asked = wire::inbound_request(&request)?;
+        let token = self.inner.tokens.admit(caller, presented, &mut asked.path, now().wall)?;
         let fresh = ConnectionId::random();
-        let granted = self.change(|table, now| table.handle_request(peer, asked, fresh, now))?;
+        let mut granted = self.change(|table, now| table.handle_request(caller.id(), asked, fresh, now))?;
+        granted.path.set_next_token(token.jwt, token.expires);
         let connection = request.connection.ok_or(WireFault::NoConnection)?;
         Ok(wire::reply(connection, granted, &self.inner.domain, &self.inner.tunnel.load()))
     }
 
-    /// Closes a connection of `peer`; one that is not known is closed already.
-    pub(crate) fn close(&self, peer: &SpiffeId, connection: &Connection) -> Result<(), RequestError> {
-        let path = wire::path_of(connection)?;
-        self.change(|table, _| table.handle_close(peer, &path))?;
+    /// Closes a connection of `caller`; one that is not known is closed already.
+    pub(crate) fn close(
+        &self,
+        caller: &Caller,
+        presented: Result<Presented, PresentedError>,
+        connection: &Connection,
+    ) -> Result<(), RequestError> {
+        let mut path = wire::path_of(connection)?;
+        self.inner.tokens.admit(caller, presented, &mut path, now().wall)?;
+        self.change(|table, _| table.handle_close(caller.id(), &path))?;
         Ok(())
     }
 

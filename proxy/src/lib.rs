@@ -18,6 +18,7 @@
 //! | [`explain`] | the way from a name to a connection, step by step |
 //! | [`resolve`] | where a domain is |
 //! | [`dns`] | the daemon's own DNS server |
+//! | `tokens` | NSM's tokens on the calls that we make and take |
 //! | [`datapath`], [`catalogue`] | what the proxy asks of the gateway and of the registry |
 
 pub mod catalogue;
@@ -31,6 +32,8 @@ mod io;
 pub mod peers;
 pub mod resolve;
 pub mod server;
+mod tokens;
 mod wire;
 
 pub use carrick_proxy_core::inbound::InboundSettings;
+pub use tokens::TokenChannel;

@@ -1,7 +1,6 @@
 //! `networkservice.NetworkService`: what other domains ask of our exports.
 
 use carrick_identity::Caller;
-use carrick_model::SpiffeId;
 use carrick_proto::{
     connection::Connection,
     networkservice::{
@@ -16,6 +15,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::{
     control::MAX_MESSAGE,
     exports::{Exports, RequestError},
+    tokens::{self, AdmitError},
 };
 
 /// How far a refusal's chain of reasons is written out.
@@ -45,10 +45,11 @@ impl NetworkServer {
 #[tonic::async_trait]
 impl NetworkService for NetworkServer {
     async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
-        let peer = caller(&request)?;
+        let (caller, token) = (caller(&request)?, tokens::presented(request.metadata()));
+        let peer = caller.id().clone();
         let asked = request.into_inner();
         let service = asked.connection.as_ref().map(|c| c.network_service.clone()).unwrap_or_default();
-        let granted = self.exports.request(&peer, asked);
+        let granted = self.exports.request(&caller, token, asked);
         let outcome = granted.as_ref().map_or_else(RequestError::outcome, |_| "granted");
         self.metrics.requests.of2("export", outcome).inc();
         match granted {
@@ -62,12 +63,14 @@ impl NetworkService for NetworkServer {
     }
 
     async fn close(&self, request: Request<Connection>) -> Result<Response<()>, Status> {
-        let peer = caller(&request)?;
-        match self.exports.close(&peer, request.get_ref()) {
+        let (caller, token) = (caller(&request)?, tokens::presented(request.metadata()));
+        let peer = caller.id();
+        match self.exports.close(&caller, token, request.get_ref()) {
             Ok(()) => Ok(Response::new(())),
             Err(error) => {
                 let status = error.status();
-                tracing::info!(%peer, reason = status.message(), "close refused");
+                let outcome = error.outcome();
+                tracing::info!(%peer, outcome, reason = status.message(), "close refused");
                 Err(status)
             }
         }
@@ -75,9 +78,9 @@ impl NetworkService for NetworkServer {
 }
 
 /// Who calls, as the TLS handshake proved it.
-fn caller<T>(request: &Request<T>) -> Result<SpiffeId, Status> {
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     match request.extensions().get::<Caller>() {
-        Some(Caller(id)) => Ok(id.clone()),
+        Some(caller) => Ok(caller.clone()),
         None => Err(Status::unauthenticated("the connection carries no SPIFFE identity")),
     }
 }
@@ -89,6 +92,9 @@ impl RequestError {
             Self::Wire(_) | Self::Refused(Refusal::Path(_) | Refusal::OwnName(_) | Refusal::Name { .. }) => {
                 "malformed"
             }
+            Self::Tokens(AdmitError::Path(_)) => "malformed",
+            Self::Tokens(AdmitError::Denied(_)) => "denied",
+            Self::Tokens(AdmitError::Own(_)) => "internal",
             Self::Refused(r) => match r {
                 Refusal::Denied { .. } | Refusal::NotYours(_) => "denied",
                 Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => {
@@ -102,7 +108,9 @@ impl RequestError {
 
     fn status(&self) -> Status {
         let code = match self {
-            Self::Wire(_) => Code::InvalidArgument,
+            Self::Wire(_) | Self::Tokens(AdmitError::Path(_)) => Code::InvalidArgument,
+            Self::Tokens(AdmitError::Denied(_)) => Code::PermissionDenied,
+            Self::Tokens(AdmitError::Own(_)) => Code::Internal,
             Self::Refused(r) => match r {
                 Refusal::Denied { .. } | Refusal::NotYours(_) => Code::PermissionDenied,
                 Refusal::NoService { .. } | Refusal::NoEndpoint { .. } | Refusal::OtherDomain { .. } => {

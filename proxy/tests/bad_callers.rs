@@ -10,12 +10,12 @@ use carrick_proto::{
     connection::{Connection, Path, PathSegment},
     networkservice::{NetworkServiceRequest, network_service_client::NetworkServiceClient},
 };
-use carrick_proxy::peers::Role;
+use carrick_proxy::{TokenChannel, peers::Role};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use self::site::{Site, eventually};
 
@@ -30,7 +30,7 @@ async fn two() -> (Site, Site) {
 }
 
 /// A connection of `from` to `to` with nothing of ours in between but TLS.
-async fn client(from: &Site, to: &Site) -> NetworkServiceClient<Channel> {
+async fn client(from: &Site, to: &Site) -> NetworkServiceClient<TokenChannel> {
     let gateways = from.peers.gateways(&to.domain).await.unwrap();
     let link = from.peers.dial(&to.domain, Role::Connect, &gateways).await.unwrap();
     NetworkServiceClient::new(link.channel)

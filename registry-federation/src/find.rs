@@ -70,7 +70,7 @@ pub(crate) fn find<T: Wire>(
     mut query: T,
     watch: bool,
 ) -> Result<Answers<T::Response>, FindError> {
-    let Caller(caller) = extensions.get().ok_or(FindError::NoCaller)?;
+    let caller = extensions.get::<Caller>().ok_or(FindError::NoCaller)?.id();
     let size = query.encoded_len();
     let suffix = match names::cut_domain(&mut query)? {
         Addressed::Plain => None,

@@ -104,7 +104,7 @@ async fn connect(address: &str) -> Channel {
 fn caller_from_header(mut request: Request<()>) -> Result<Request<()>, Status> {
     let caller = request.metadata().get("test-caller").map(|id| SpiffeId::new(id.to_str().unwrap()).unwrap());
     if let Some(caller) = caller {
-        request.extensions_mut().insert(Caller(caller));
+        request.extensions_mut().insert(Caller::in_process(caller));
     }
     Ok(request)
 }

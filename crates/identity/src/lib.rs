@@ -25,25 +25,31 @@
 //!                                                                 PeerError: why a peer was refused
 //! ```
 //!
+//! A caller is known by its certificate ([`Caller`], [`PeerCertificate`]); what a hop says of itself to hops that it does
+//! not speak to are NSM's tokens ([`token`]), signed with the key of its SVID.
+//!
 //! Specifications: SPIFFE-ID, X509-SVID, SPIFFE Trust Domain and Bundle (github.com/spiffe/spiffe, `standards/`).
 
 pub mod bundle;
 pub mod ca;
 mod caller;
+mod certificate;
 mod jwk;
 pub mod peer;
 mod private_file;
 pub mod source;
 pub mod svid;
 pub mod tls;
+pub mod token;
 pub mod trust;
 
 pub use bundle::{Bundle, BundleError, BundleFault};
 pub use ca::{CaError, EmbeddedCa};
 pub use caller::Caller;
+pub use certificate::PeerCertificate;
 pub use peer::{PeerError, peer_id};
 pub use private_file::FileError;
 pub use source::Identity;
 pub use svid::Svid;
-pub use tls::{client_config, server_config};
+pub use tls::{client_config, client_config_with, server_config, server_config_with};
 pub use trust::TrustStore;

@@ -14,6 +14,7 @@ use crate::{
     ca::{CaError, EmbeddedCa},
     peer::stamp,
     svid::Svid,
+    token::{Token, TokenError},
 };
 
 /// The SVID a process speaks with, behind one pointer that rotation swaps.
@@ -67,6 +68,13 @@ impl Identity {
     /// The SVID of this moment.
     pub fn current(&self) -> Arc<Svid> {
         self.inner.current.load_full()
+    }
+
+    /// A token of ours for `audience`, good for `max_lifetime` from now on and no longer than the current SVID. Where a
+    /// connection was made with an earlier SVID, its peer verifies tokens against that one:
+    /// [`Caller::mint_token`](crate::Caller::mint_token), [`Svid::mint_token`].
+    pub fn mint_token(&self, audience: &SpiffeId, max_lifetime: Duration) -> Result<Token, TokenError> {
+        self.current().mint_token(audience, max_lifetime, SystemTime::now())
     }
 
     /// Counts the rotations; for gauges of the SVID's age, and for tests.

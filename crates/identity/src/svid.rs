@@ -6,11 +6,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use carrick_model::SpiffeId;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::tls;
+use crate::{
+    tls,
+    token::{self, Token, TokenError},
+};
 
 /// An X.509-SVID with its private key (ECDSA P-256). Neither `Debug` nor anything else prints the key.
 pub struct Svid {
@@ -20,6 +24,8 @@ pub struct Svid {
     renew_at: SystemTime,
     pkcs8: PrivatePkcs8KeyDer<'static>,
     key: Arc<CertifiedKey>,
+    /// Signs tokens; `None` when the key is of a kind that cannot.
+    signer: Option<EcdsaKeyPair>,
 }
 
 /// What an identity source knows of a fresh SVID.
@@ -44,7 +50,9 @@ impl Svid {
         let left = not_after.duration_since(issued).unwrap_or_default();
         // The backdated part of the validity does not count, or a short-lived leaf would be due at its birth.
         let renew_at = issued + (left / 2).max(MIN_RENEWAL);
-        Ok(Self { id, not_before, not_after, renew_at, pkcs8, key: Arc::new(key) })
+        let signer =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.secret_pkcs8_der()).ok();
+        Ok(Self { id, not_before, not_after, renew_at, pkcs8, key: Arc::new(key), signer })
     }
 
     /// Who this SVID says we are.
@@ -83,7 +91,20 @@ impl Svid {
         Arc::clone(&self.key)
     }
 
-    /// The private key (PKCS #8), for the ES256 signatures of NSM's path tokens. Its `Debug` elides it.
+    /// A token of ours for `audience`, good for `max_lifetime` from `now` on and no longer than this SVID. The expiry told
+    /// to a peer is also no later than the end of its certificate: see [`Token::capped`].
+    pub fn mint_token(
+        &self,
+        audience: &SpiffeId,
+        max_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Token, TokenError> {
+        let key = self.signer.as_ref().ok_or_else(|| TokenError::KeyKind(self.id.clone()))?;
+        let expires = now.checked_add(max_lifetime).map_or(self.not_after, |end| end.min(self.not_after));
+        token::mint(key, &self.id, audience, expires)
+    }
+
+    /// The private key (PKCS #8), Its `Debug` elides it.
     pub fn private_key(&self) -> &PrivatePkcs8KeyDer<'static> {
         &self.pkcs8
     }

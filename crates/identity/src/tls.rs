@@ -33,6 +33,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::{
     peer::{PeerError, leaf_id},
     source::Identity,
+    svid::Svid,
     trust::{Role, TrustStore},
 };
 
@@ -61,6 +62,26 @@ pub fn client_config_reporting(
     alpn: &[&[u8]],
     refused: OnRefusal,
 ) -> ClientConfig {
+    client(Arc::new(Current(identity.clone())), trust, expected, alpn, refused)
+}
+
+/// [`client_config`] that speaks with `svid` and no other, for who must know which one a connection was made with.
+pub fn client_config_with(
+    svid: &Arc<Svid>,
+    trust: &TrustStore,
+    expected: &TrustDomain,
+    alpn: &[&[u8]],
+) -> ClientConfig {
+    client(Arc::new(Fixed(svid.certified_key())), trust, expected, alpn, Arc::new(|_| {}))
+}
+
+fn client(
+    own: Arc<dyn ResolvesClientCert>,
+    trust: &TrustStore,
+    expected: &TrustDomain,
+    alpn: &[&[u8]],
+    refused: OnRefusal,
+) -> ClientConfig {
     let verifier = ServerCheck { trust: trust.clone(), expected: expected.clone(), refused };
     #[expect(clippy::expect_used, reason = "every suite of the provider is a TLS 1.3 one")]
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
@@ -69,7 +90,7 @@ pub fn client_config_reporting(
     let mut config = builder
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(Current(identity.clone())));
+        .with_client_cert_resolver(own);
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -89,14 +110,26 @@ pub fn server_config_reporting(
     alpn: &[&[u8]],
     refused: OnRefusal,
 ) -> ServerConfig {
+    server(Arc::new(Current(identity.clone())), trust, alpn, refused)
+}
+
+/// [`server_config`] that speaks with `svid` and no other, for who must know which one a connection was made with.
+pub fn server_config_with(svid: &Arc<Svid>, trust: &TrustStore, alpn: &[&[u8]]) -> ServerConfig {
+    server(Arc::new(Fixed(svid.certified_key())), trust, alpn, Arc::new(|_| {}))
+}
+
+fn server(
+    own: Arc<dyn ResolvesServerCert>,
+    trust: &TrustStore,
+    alpn: &[&[u8]],
+    refused: OnRefusal,
+) -> ServerConfig {
     let verifier = ClientCheck { trust: trust.clone(), refused };
     #[expect(clippy::expect_used, reason = "every suite of the provider is a TLS 1.3 one")]
     let builder = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])
         .expect("the provider speaks TLS 1.3");
-    let mut config = builder
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(Current(identity.clone())));
+    let mut config = builder.with_client_cert_verifier(Arc::new(verifier)).with_cert_resolver(own);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
@@ -134,6 +167,26 @@ impl ResolvesServerCert for Current {
 impl ResolvesClientCert for Current {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         Some(self.0.current().certified_key())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Gives each handshake one and the same SVID.
+#[derive(Debug)]
+struct Fixed(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Fixed {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+impl ResolvesClientCert for Fixed {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
     }
 
     fn has_certs(&self) -> bool {

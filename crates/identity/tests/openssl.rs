@@ -10,7 +10,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use carrick_identity::{Bundle, EmbeddedCa, Identity, PeerError, TrustStore, peer_id, server_config};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+use carrick_identity::{
+    Bundle, EmbeddedCa, Identity, PeerError, TrustStore, peer_id, server_config,
+    token::{self, MAX_LIFETIME, TokenError},
+};
 use carrick_model::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 use tokio::{
@@ -96,6 +100,65 @@ fn openssl_verifies_our_leaf_against_our_root() {
     let other = Files::new("b.test");
     let stranger = ["verify", "-CAfile", arg(&other.path("root.pem")), arg(&leaf)].map(str::to_owned);
     assert!(!Command::new("openssl").args(stranger).output().unwrap().status.success());
+}
+
+/// An ASN.1 SEQUENCE of two INTEGERs: an ECDSA signature as OpenSSL wants it (RFC 3279 section 2.2.3).
+fn der(signature: &[u8]) -> Vec<u8> {
+    let integer = |octets: &[u8]| {
+        let zeros = octets.iter().take_while(|octet| **octet == 0).count();
+        let mut value = octets[zeros..].to_vec();
+        if value.first().is_none_or(|octet| octet & 0x80 != 0) {
+            value.insert(0, 0);
+        }
+        [vec![2, value.len() as u8], value].concat()
+    };
+    let (r, s) = signature.split_at(32);
+    let both = [integer(r), integer(s)].concat();
+    [vec![0x30, both.len() as u8], both].concat()
+}
+
+/// The r and s of an ECDSA signature of OpenSSL's, 32 octets each.
+fn raw(der: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = &der[2..];
+    for _ in 0..2 {
+        let (value, after) = rest[2..].split_at(rest[1].into());
+        let value: Vec<u8> = value.iter().copied().skip_while(|octet| *octet == 0).collect();
+        out.extend(std::iter::repeat_n(0, 32 - value.len()).chain(value));
+        rest = after;
+    }
+    out
+}
+
+#[test]
+fn openssl_verifies_our_tokens_and_we_verify_its() {
+    if !installed("openssl_verifies_our_tokens_and_we_verify_its") {
+        return;
+    }
+    let files = Files::new("a.test");
+    let peer = SpiffeId::new("spiffe://b.test/carrick/gateway").unwrap();
+    let jwt = files.identity.mint_token(&peer, MAX_LIFETIME).unwrap().jwt;
+    let (signed, signature) = jwt.rsplit_once('.').unwrap();
+    let [key, text, sig] = ["public.pem", "signed", "signature"].map(|name| files.path(name));
+    fs::write(&key, openssl(&["x509", "-in", arg(&files.path("leaf.pem")), "-noout", "-pubkey"])).unwrap();
+    fs::write(&sig, der(&BASE64.decode(signature).unwrap())).unwrap();
+    fs::write(&text, signed).unwrap();
+    let verify = ["dgst", "-sha256", "-verify", arg(&key), "-signature", arg(&sig), arg(&text)];
+    assert!(openssl(&verify).contains("Verified OK"));
+    fs::write(&text, format!("{signed}x")).unwrap();
+    assert!(!Command::new("openssl").args(verify).output().unwrap().status.success());
+
+    // The other way: a token that OpenSSL signed with our key.
+    let claims = BASE64.encode(r#"{"sub":"spiffe://a.test/x","aud":["spiffe://b.test/y"],"exp":4000000000}"#);
+    let signed = format!("{}.{claims}", BASE64.encode(r#"{"alg":"ES256","typ":"JWT"}"#));
+    fs::write(&text, &signed).unwrap();
+    let pkcs8 = files.path("key.der");
+    openssl(&["dgst", "-sha256", "-keyform", "DER", "-sign", arg(&pkcs8), "-out", arg(&sig), arg(&text)]);
+    let jwt = format!("{signed}.{}", BASE64.encode(raw(&fs::read(&sig).unwrap())));
+    let leaf = &files.identity.current().chain()[0].clone();
+    assert_eq!(token::verify(&jwt, leaf).unwrap().sub, "spiffe://a.test/x");
+    let stranger = Files::new("a.test").identity.current().chain()[0].clone();
+    assert_eq!(token::verify(&jwt, &stranger), Err(TokenError::Signature));
 }
 
 #[tokio::test]

@@ -159,6 +159,16 @@ impl Path {
         self.segments.get_mut(position)
     }
 
+    /// Puts the token of the hop behind the current one, which answers, into its segment; that part of the lease lasts no
+    /// longer than the token.
+    pub fn set_next_token(&mut self, token: String, expires: SystemTime) {
+        let next = self.position().checked_add(1);
+        if let Some(segment) = next.and_then(|next| self.segments.get_mut(next)) {
+            segment.token = token;
+            segment.expires = Some(segment.expires.map_or(expires, |end| end.min(expires)));
+        }
+    }
+
     /// When the first of all hops' parts of the lease ends.
     pub fn expires(&self) -> Option<SystemTime> {
         self.segments.iter().filter_map(|s| s.expires).min()

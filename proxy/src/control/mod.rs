@@ -21,10 +21,11 @@ use std::{
     time::Duration,
 };
 
-use carrick_identity::{Caller, Identity, TrustStore, peer_id, server_config};
+use carrick_identity::{Caller, Identity, PeerCertificate, Svid, TrustStore, server_config_with};
 use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -137,7 +138,7 @@ impl ControlListener {
     ) {
         let (established, queue) = mpsc::channel(QUEUE);
         let front = Arc::new(Front {
-            acceptor: TlsAcceptor::from(Arc::new(server_config(identity, trust, &[b"h2"]))),
+            acceptors: Acceptors::new(identity.clone(), trust.clone()),
             half_open: HalfOpen::new(),
             live: Live::new(trust.clone()),
             log: RefusalLog::new(),
@@ -178,12 +179,41 @@ impl ControlListener {
 
 /// What accept loop and handshakes share.
 struct Front {
-    acceptor: TlsAcceptor,
+    acceptors: Acceptors,
     half_open: HalfOpen,
     live: Live,
     log: RefusalLog,
     established: mpsc::Sender<ControlIo>,
     metrics: Metrics,
+}
+
+/// What handshakes are made with: one configuration for each SVID, so that it is known which one a caller was shown.
+struct Acceptors {
+    identity: Identity,
+    trust: TrustStore,
+    current: Mutex<(Arc<Svid>, TlsAcceptor)>,
+}
+
+impl Acceptors {
+    fn new(identity: Identity, trust: TrustStore) -> Self {
+        let svid = identity.current();
+        let acceptor = Self::acceptor(&svid, &trust);
+        Self { identity, trust, current: Mutex::new((svid, acceptor)) }
+    }
+
+    /// The acceptor of the current SVID, and that SVID.
+    fn current(&self) -> (TlsAcceptor, Arc<Svid>) {
+        let svid = self.identity.current();
+        let mut current = self.current.lock();
+        if !Arc::ptr_eq(&current.0, &svid) {
+            *current = (Arc::clone(&svid), Self::acceptor(&svid, &self.trust));
+        }
+        (current.1.clone(), svid)
+    }
+
+    fn acceptor(svid: &Arc<Svid>, trust: &TrustStore) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::new(server_config_with(svid, trust, &[b"h2"])))
+    }
 }
 
 /// Why a connection was not taken.
@@ -249,14 +279,17 @@ impl Front {
 
     async fn shake(&self, stream: TcpStream) -> Result<ControlIo, (Refused, Option<TcpStream>)> {
         tune(&stream);
-        let stream = match self.acceptor.accept(stream).into_fallible().await {
+        let (acceptor, shown) = self.acceptors.current();
+        let stream = match acceptor.accept(stream).into_fallible().await {
             Ok(stream) => stream,
             Err((error, stream)) => return Err((Refused::Tls(error), Some(stream))),
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let id = peer_id(chain).map_err(|e| (Refused::Tls(io::Error::other(e)), None))?;
-        let live = self.live.enter(id.trust_domain()).map_err(|e| (e, None))?;
-        Ok(ControlIo { io: Severable::new(stream, live.token()), caller: Caller(id), _live: live })
+        let certificate =
+            PeerCertificate::of(chain).map_err(|e| (Refused::Tls(io::Error::other(e)), None))?;
+        let live = self.live.enter(certificate.id().trust_domain()).map_err(|e| (e, None))?;
+        let caller = Caller::new(certificate, shown);
+        Ok(ControlIo { io: Severable::new(stream, live.token()), caller, _live: live })
     }
 
     fn report(&self, refused: &Refused, remote: SocketAddr) {

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
+use carrick_identity::token::{TokenError, policy::Denial};
 use carrick_model::{Domain, Target, service::split_name};
 use carrick_proto::{
     connection::Connection,
@@ -16,10 +17,10 @@ use carrick_proto::{
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::time::timeout;
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::{CALL_DEADLINE, Link, PeerFault, Peers, Role, fault};
-use crate::control::MAX_MESSAGE;
+use crate::{control::MAX_MESSAGE, tokens::TokenChannel};
 
 /// Most items we take of one answer: a registry of a million is not listed to us by one query.
 const MAX_ITEMS: usize = 10_000;
@@ -86,7 +87,9 @@ impl Peers {
         domain: &Domain,
         request: NetworkServiceRequest,
     ) -> Result<Connection, PeerFault> {
-        self.call(domain, Role::Connect, "Request", |channel| request_on(channel, request.clone())).await
+        let answer =
+            self.call(domain, Role::Connect, "Request", |channel| request_on(channel, request.clone()));
+        answered(domain, answer.await?)
     }
 
     /// Closes a connection.
@@ -126,7 +129,7 @@ impl Peers {
         rpc: F,
     ) -> Result<T, PeerFault>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(TokenChannel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
         let (_, first) = self.pooled(domain, role).await?;
@@ -150,7 +153,7 @@ impl Peers {
         rpc: F,
     ) -> Result<T, PeerFault>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(TokenChannel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
     {
         match timeout(CALL_DEADLINE, rpc(link.channel.clone())).await {
@@ -187,29 +190,49 @@ impl Peers {
     }
 }
 
-/// Asks for a connection.
+/// Asks for a connection. The policies on tokens may refuse the answer.
 pub(crate) async fn request_on(
-    channel: Channel,
+    channel: TokenChannel,
     request: NetworkServiceRequest,
-) -> Result<Connection, Status> {
-    connect(channel).request(with_deadline(request)).await.map(tonic::Response::into_inner)
+) -> Result<Result<Connection, Denial>, Status> {
+    let signed = channel.sign(request, |r| r.connection.as_mut()?.path.as_mut()).map_err(unsigned)?;
+    let answer = connect(channel.clone()).request(with_deadline(signed)).await?.into_inner();
+    Ok(channel.check(&answer).map(|()| answer))
 }
 
 /// Closes one.
-pub(crate) async fn close_on(channel: Channel, connection: Connection) -> Result<(), Status> {
-    connect(channel).close(with_deadline(connection)).await.map(tonic::Response::into_inner)
+pub(crate) async fn close_on(channel: TokenChannel, connection: Connection) -> Result<(), Status> {
+    let signed = channel.sign(connection, |c| c.path.as_mut()).map_err(unsigned)?;
+    connect(channel).close(with_deadline(signed)).await.map(tonic::Response::into_inner)
+}
+
+/// What a call for a connection came to, when the policies on tokens had their say.
+pub(crate) fn answered(domain: &Domain, answer: Result<Connection, Denial>) -> Result<Connection, PeerFault> {
+    answer.map_err(|denial| PeerFault::BadAnswer {
+        domain: domain.clone(),
+        call: "Request",
+        detail: denial.to_string(),
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn unsigned(fault: TokenError) -> Status {
+    Status::internal(fault.to_string())
 }
 
 /// The endpoints of a service; of all services when `service` is empty.
-pub(crate) async fn find(channel: Channel, service: &str) -> Result<Vec<NetworkServiceEndpoint>, Status> {
-    let answer = registry(channel).find(with_deadline(query(service, false))).await?;
+pub(crate) async fn find(
+    channel: TokenChannel,
+    service: &str,
+) -> Result<Vec<NetworkServiceEndpoint>, Status> {
+    let answer = registry(channel).find(with_deadline(Request::new(query(service, false)))).await?;
     collect(answer.into_inner(), |r: NetworkServiceEndpointResponse| r.network_service_endpoint).await
 }
 
-async fn find_services(channel: Channel) -> Result<Vec<NetworkService>, Status> {
+async fn find_services(channel: TokenChannel) -> Result<Vec<NetworkService>, Status> {
     let query = NetworkServiceQuery { network_service: Some(NetworkService::default()), watch: false };
     let mut client = NetworkServiceRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let answer = client.find(with_deadline(query)).await?;
+    let answer = client.find(with_deadline(Request::new(query))).await?;
     collect(answer.into_inner(), |r| r.network_service).await
 }
 
@@ -231,16 +254,15 @@ fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
 }
 
 /// The peer is told how long we wait, so that it does not work for nobody.
-fn with_deadline<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
+fn with_deadline<T>(mut request: Request<T>) -> Request<T> {
     request.set_timeout(CALL_DEADLINE.saturating_sub(Duration::from_millis(100)));
     request
 }
 
-fn registry(channel: Channel) -> NetworkServiceEndpointRegistryClient<Channel> {
+fn registry(channel: TokenChannel) -> NetworkServiceEndpointRegistryClient<TokenChannel> {
     NetworkServiceEndpointRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 
-fn connect(channel: Channel) -> NetworkServiceClient<Channel> {
+fn connect(channel: TokenChannel) -> NetworkServiceClient<TokenChannel> {
     NetworkServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }

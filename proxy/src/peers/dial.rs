@@ -1,8 +1,13 @@
 //! One connection to one of a domain's gateways: TCP and TLS raced over its addresses, then HTTP/2.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use carrick_identity::{Identity, TrustStore, client_config};
+use carrick_identity::{Identity, PeerCertificate, TrustStore, client_config_with};
 use carrick_model::{Domain, SpiffeId, TrustDomain};
 use carrick_runtime::race;
 use hyper_util::rt::TokioIo;
@@ -19,6 +24,7 @@ use crate::{
         CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_HEADER_LIST, STREAM_WINDOW, tune,
     },
     io::{Cause, Severable},
+    tokens::TokenChannel,
 };
 
 /// RFC 8305 section 5: the next address is tried when the one before has not answered for so long.
@@ -33,8 +39,8 @@ const MAX_ADDRESSES: usize = 16;
 /// A connection that stands, and what it was made with.
 #[derive(Clone)]
 pub struct Link {
-    /// gRPC over it. It is one connection: when that is gone, every call fails.
-    pub channel: Channel,
+    /// gRPC over it, each call with a token of ours. It is one connection: when that is gone, every call fails.
+    pub channel: TokenChannel,
     /// The address that answered.
     pub addr: SocketAddr,
     /// Who answered, as its certificate proved.
@@ -55,7 +61,8 @@ pub(super) async fn dial(
     trust_domain: &TrustDomain,
     addresses: Vec<SocketAddr>,
 ) -> Result<Link, PeerFault> {
-    let connector = TlsConnector::from(Arc::new(client_config(identity, trust, trust_domain, &[b"h2"])));
+    let shown = identity.current();
+    let connector = TlsConnector::from(Arc::new(client_config_with(&shown, trust, trust_domain, &[b"h2"])));
     let name = server_name(domain);
     let faults = Arc::new(Mutex::new(Vec::new()));
     let attempt = |addr| {
@@ -80,7 +87,7 @@ pub(super) async fn dial(
         }
     };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = carrick_identity::peer_id(chain).map_err(|error| {
+    let certificate = PeerCertificate::of(chain).map_err(|error| {
         let fault = DialFault::Tls(Arc::new(io::Error::other(error)));
         PeerFault::Dial { domain: domain.clone(), attempts: vec![(addr, fault)] }
     })?;
@@ -93,6 +100,8 @@ pub(super) async fn dial(
         call: "connect",
         detail: crate::server::chain(&error),
     })?;
+    let peer = certificate.id().clone();
+    let channel = TokenChannel::new(channel, shown, certificate, SystemTime::now());
     Ok(Link { channel, addr, peer, trust_domain: trust_domain.clone(), cut, cause })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A call finds the connection, or makes it: gateways from the resolver, the expected trust domain from the [`TrustMap`], TCP and
 //! TLS raced over the addresses. Many who want it at once wait for one dial. A connection leaves the pool when a call
-//! breaks on it and when the trust it was made under changes. Every call has a deadline.
+//! breaks on it, when the trust it was made under changes, and when our SVID or the peer's gets old: tokens are verified
+//! against the certificates of the connection. Every call has a deadline.
 
 mod calls;
 mod dial;
@@ -15,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use carrick_identity::{Bundle, Identity, TrustStore};
@@ -27,7 +28,7 @@ use futures::{
 };
 use parking_lot::Mutex;
 
-pub(crate) use self::calls::{close_on, find, request_on};
+pub(crate) use self::calls::{answered, close_on, find, request_on};
 pub use self::{
     calls::{PeerService, WatchItem},
     dial::Link,
@@ -150,10 +151,12 @@ impl Peers {
             }
         };
         match slot.dialled.await {
-            Ok(pooled) if self.is_current(domain, &pooled) => Ok((slot.number, pooled)),
+            Ok(pooled) if self.is_current(domain, &pooled) && self.is_fresh(&pooled) => {
+                Ok((slot.number, pooled))
+            }
             Ok(_) => {
                 self.drop_slot(&key, slot.number);
-                // The follower of trust has not run yet; the next dial is made under what holds now.
+                // The follower of trust has not run yet, or an SVID is old; the next dial is made under what holds now.
                 Box::pin(self.pooled(domain, role)).await
             }
             Err(fault) => {
@@ -192,6 +195,10 @@ impl Peers {
     fn is_current(&self, domain: &Domain, pooled: &Pooled) -> bool {
         self.expected(domain)
             .is_ok_and(|(td, bundle)| td == pooled.link.trust_domain && Arc::ptr_eq(&bundle, &pooled.bundle))
+    }
+
+    fn is_fresh(&self, pooled: &Pooled) -> bool {
+        pooled.link.channel.is_fresh(&self.inner.identity, SystemTime::now())
     }
 
     fn drop_slot(&self, key: &(Domain, Role), number: u64) {

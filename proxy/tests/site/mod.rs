@@ -96,7 +96,7 @@ pub struct Site {
     pub registry: watch::Sender<Vec<NetworkServiceEndpoint>>,
     pub tasks: Tasks,
     pub max_lease: Duration,
-    identity: Identity,
+    pub identity: Identity,
     serving: JoinHandle<()>,
     _state: tempfile::TempDir,
 }
@@ -273,7 +273,7 @@ fn serve(
     settings.max_lease = max_lease;
     let tunnel = vec!["127.0.0.1:9".parse().unwrap()];
     let dp: Arc<dyn DataPath> = datapath.clone();
-    let exports = Exports::new(settings, tunnel, dp, trust, tasks, metrics.clone());
+    let exports = Exports::new(settings, tunnel, dp, identity, trust, tasks, metrics.clone());
     let mut routes = Routes::builder();
     routes.add_service(NetworkServer::new(exports.clone(), metrics.clone()).into_service());
     routes.add_service(NetworkServiceEndpointRegistryServer::new(Registry(registry.subscribe())));

@@ -169,6 +169,7 @@ impl Daemon {
             InboundSettings::new(config.domain.clone()),
             tunnel_addresses,
             datapath.clone(),
+            &identity,
             &trust,
             &tasks,
             metrics.clone(),
