@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the Debian packages that the tests drive: a DNS server, PostgreSQL, a TLS proxy to compare with.
+# Installs the Debian packages that the tests drive: a DNS server, PostgreSQL, etcd, a TLS proxy to compare with.
 # Nothing else is downloaded, nothing is started, and running it again changes nothing.
 #
 #   tests/setup.sh           install what is missing (as root, or through sudo)
@@ -14,6 +14,8 @@ postgresql:postgres
 postgresql-client:psql
 postgresql-contrib:pgbench
 haproxy:haproxy
+etcd-server:etcd
+etcd-client:etcdctl
 iproute2:ip
 openssl:openssl
 curl:curl
@@ -76,8 +78,9 @@ rm -f "$log"
 for package in $missing; do
     echo "$package: installed"
     case $package in
-    knot | postgresql | haproxy)
-        if [ -d /run/systemd/system ]; then $sudo systemctl disable --quiet --now "$package" || true; fi
+    knot | postgresql | haproxy | etcd-server)
+        # etcd-server's unit is etcd.service.
+        if [ -d /run/systemd/system ]; then $sudo systemctl disable --quiet --now "${package%-server}" || true; fi
         ;;
     esac
 done

@@ -1,8 +1,9 @@
 //! Where registrations are kept: one small trait, several stores.
 //!
 //! A [`Store`] is a map from [`Key`] to [`StoredRecord`] with a history of commits. Each commit has a revision, higher
-//! than all before it, and is all or nothing. The catalogue is never written directly: it is fed from what a store
-//! [tells its followers](Store::follow), so that a change another replica made looks like one of our own.
+//! than all before it (commits made together may share one), and is all or nothing. The catalogue is never written
+//! directly: it is fed from what a store [tells its followers](Store::follow), so that a change another replica made
+//! looks like one of our own.
 //!
 //! ```text
 //!   Register ──▶ commit(Put, expect) ──▶ durable ──▶ revision ──┐
@@ -24,6 +25,7 @@
 //! The tests in `tests/store_contract/` hold every store to this.
 
 mod embedded;
+pub mod etcd;
 mod record;
 
 use std::{collections::HashSet, fmt};
@@ -137,6 +139,8 @@ impl Expect {
 /// First `Record`s, one for each record there is, in any order, and `Synced`. Then `Committed`, each with a higher
 /// revision than all before. `Lost` can come at any time, also first; after it nothing new is known until another round
 /// of `Record`s has ended with `Synced`. Whatever a round does not mention is gone.
+///
+/// Commits that were made together may be told as one `Committed`, and one that changed nothing with no changes at all.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreEvent {
     /// Part of a full state.
