@@ -3,26 +3,30 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     marker::PhantomData,
-    sync::Arc,
-    time::SystemTime,
+    sync::{Arc, OnceLock},
 };
 
+use carrick_identity::Identity;
 use carrick_model::{Domain, SpiffeId, TrustDomain};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use carrick_registry_core::{
-    Audience, Catalogue, Event, Filter, Holder, Object, Record, Registration, Revision, Step, Update, Viewer,
-    Walk, WatchId,
+    Audience, Catalogue, Event, Filter, Holder, Kind, Object, Record, Registration, Revision, Step, Update,
+    Viewer, Walk, WatchId,
 };
 use carrick_runtime::Tasks;
 use carrick_telemetry::{ActiveGuard, Metrics};
 use parking_lot::Mutex;
 use prost_types::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
+    admission::Admission,
     exports::{ExportChanges, ExportError, ExportRecord, Offer},
     find::FindError,
+    keeper::{Kept, Moment},
     limits::{MAX_WATCHES, MAX_WATCHES_PER_CALLER},
+    register::Registered,
+    store::Store,
 };
 
 /// What a domain offers, for others to find. Clones are the same registry.
@@ -31,17 +35,24 @@ pub struct Registry {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     domain: Domain,
     trust_domain: TrustDomain,
     tasks: Tasks,
     metrics: Metrics,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
+    keeping: OnceLock<(Arc<dyn Store>, Identity)>,
+    /// Whether the store has told a full state since the start.
+    pub(crate) synced: watch::Sender<bool>,
+    /// A lease may end earlier than the task that ends leases knows.
+    pub(crate) leases: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    catalogue: Catalogue,
+pub(crate) struct State {
+    pub(crate) catalogue: Catalogue,
+    pub(crate) admission: Admission,
+    pub(crate) kept: Kept,
     /// Names of what the exports put into the catalogue.
     exported_services: BTreeSet<String>,
     exported_endpoints: BTreeSet<String>,
@@ -50,10 +61,75 @@ struct State {
 }
 
 impl Registry {
-    /// An empty registry of `domain`. Callers of `trust_domain` see everything. Watches end when `tasks` is told to stop.
+    /// An empty registry of `domain`, without a store. Callers of `trust_domain` see everything. Watches end when `tasks` is
+    /// told to stop.
     pub fn new(domain: Domain, trust_domain: TrustDomain, tasks: &Tasks, metrics: &Metrics) -> Self {
         let (tasks, metrics) = (tasks.clone(), metrics.clone());
-        Self { shared: Arc::new(Shared { domain, trust_domain, tasks, metrics, state: Mutex::default() }) }
+        let shared = Shared {
+            domain,
+            trust_domain,
+            tasks,
+            metrics,
+            state: Mutex::default(),
+            keeping: OnceLock::new(),
+            synced: watch::Sender::new(false),
+            leases: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Gives the registry a store, and with it takes registrations. `identity` signs what we say to those who register; it is
+    /// the domain's administrator too. The first store stays.
+    pub fn attach(&self, store: Arc<dyn Store>, identity: Identity) {
+        if self.shared.keeping.set((Arc::clone(&store), identity)).is_ok() {
+            self.keep(store);
+        }
+    }
+
+    /// Completes when the store has told all there is, for the first time. Never without a store, or while it is away.
+    pub async fn synced(&self) {
+        // The sender lives in `self`, so the channel cannot close while we wait.
+        let mut synced = self.shared.synced.subscribe();
+        let _closed = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Replaces what callers of other trust domains may do with registrations. Those who watch are told what appears and
+    /// disappears for them; what is registered stays.
+    pub async fn set_admission(&self, admission: Admission) {
+        {
+            let mut state = self.shared.state.lock();
+            if state.admission == admission {
+                return;
+            }
+            state.admission = admission.clone();
+        }
+        self.readmit::<NetworkService>(&admission).await;
+        self.readmit::<NetworkServiceEndpoint>(&admission).await;
+    }
+
+    /// Gives every registration the audience that `admission` says, and lets others in between.
+    async fn readmit<T: Registered>(&self, admission: &Admission) {
+        let mut walk = self.walk(Filter::own(T::default()));
+        loop {
+            match self.poll_walk(&mut walk) {
+                Step::Item(record) => {
+                    let name = record.object.name();
+                    let mut state = self.shared.state.lock();
+                    // Another admission may have come meanwhile, another registration, or an export.
+                    let now = state.catalogue.get::<T>(name).filter(|now| now.holder != Holder::Domain);
+                    let audience = now
+                        .filter(|_| state.admission == *admission)
+                        .map(|now| (admission.audience(now.object.services()), &now.audience))
+                        .and_then(|(audience, before)| (audience != *before).then_some(audience));
+                    if let Some(audience) = audience {
+                        state.catalogue.set_audience::<T>(name, audience);
+                        state.wake();
+                    }
+                }
+                Step::Busy => tokio::task::yield_now().await,
+                Step::Idle => return,
+            }
+        }
     }
 
     /// Replaces what the domain exports. Watchers hear of the differences only.
@@ -62,9 +138,9 @@ impl Registry {
     /// The set is contradictory; the set before stays in force.
     pub fn set_exports(&self, exports: Vec<ExportRecord>) -> Result<ExportChanges, ExportError> {
         let offer = Offer::of(exports)?;
-        let now = SystemTime::now();
+        let now = Moment::now();
         let mut state = self.shared.state.lock();
-        let changes = state.apply(offer, now.into());
+        let changes = state.apply(offer, now);
         state.wake();
         Ok(changes)
     }
@@ -97,17 +173,35 @@ impl Registry {
         &self.shared.domain
     }
 
+    /// Whether a caller is of the own trust domain.
+    pub(crate) fn is_own(&self, caller: &SpiffeId) -> bool {
+        *caller.trust_domain() == self.shared.trust_domain
+    }
+
     /// What a caller is to the registry.
     pub(crate) fn viewer(&self, caller: &SpiffeId) -> Viewer {
-        if *caller.trust_domain() == self.shared.trust_domain {
-            Viewer::Own
-        } else {
-            Viewer::Peer(caller.clone())
-        }
+        if self.is_own(caller) { Viewer::Own } else { Viewer::Peer(caller.clone()) }
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {
         &self.shared.tasks
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn store(&self) -> Option<&Arc<dyn Store>> {
+        self.shared.keeping.get().map(|(store, _)| store)
+    }
+
+    /// The store, and who signs for it.
+    pub(crate) fn keeping(&self) -> Option<(Arc<dyn Store>, &Identity)> {
+        self.shared.keeping.get().map(|(store, identity)| (Arc::clone(store), identity))
     }
 
     pub(crate) fn walk<T: Object>(&self, filter: Filter<T>) -> Walk<T> {
@@ -149,22 +243,71 @@ impl Registry {
 }
 
 impl State {
-    fn apply(&mut self, offer: Offer, now: Timestamp) -> ExportChanges {
+    fn apply(&mut self, offer: Offer, now: Moment) -> ExportChanges {
         // Endpoints keep the time at which they were first offered: NSM's vL3 endpoints order themselves by it.
+        let began: Timestamp = now.wall.into();
         let first_offered = |endpoint: &mut NetworkServiceEndpoint, old: Option<&NetworkServiceEndpoint>| {
-            endpoint.initial_registration_time = old.map_or(Some(now), |old| old.initial_registration_time);
+            endpoint.initial_registration_time = old.map_or(Some(began), |old| old.initial_registration_time);
         };
-        replace(
-            &mut self.catalogue,
-            &mut self.exported_services,
-            offer.services,
-            |_: &mut NetworkService, _| {},
-        );
-        replace(&mut self.catalogue, &mut self.exported_endpoints, offer.endpoints, first_offered)
+        self.replace(offer.services, now, |_: &mut NetworkService, _| {});
+        self.replace(offer.endpoints, now, first_offered)
     }
 
-    /// Wakes the watchers that have news.
-    fn wake(&mut self) {
+    /// Makes the exports of one kind those of `offered`, touching only what differs. `carry_over` copies into a new object
+    /// what it keeps of the export before.
+    fn replace<T: Registered>(
+        &mut self,
+        offered: BTreeMap<String, (T, Audience)>,
+        now: Moment,
+        carry_over: impl Fn(&mut T, Option<&T>),
+    ) -> ExportChanges {
+        let mut changes = ExportChanges::default();
+        let names: BTreeSet<String> = offered.keys().cloned().collect();
+        let exported = match T::KIND {
+            Kind::Service => &mut self.exported_services,
+            Kind::Endpoint => &mut self.exported_endpoints,
+        };
+        let before = std::mem::replace(exported, names);
+        for name in before.iter().filter(|name| !offered.contains_key(*name)) {
+            changes.removed += usize::from(self.catalogue.unregister::<T>(name).is_some());
+            self.unshade(T::KIND, name, now);
+        }
+        for (name, (mut object, audience)) in offered {
+            let old = self.catalogue.get::<T>(&name).cloned();
+            // A registration of the name makes way.
+            let old = old.filter(|old| {
+                let export = old.holder == Holder::Domain;
+                if !export {
+                    self.shade(old, now);
+                }
+                export
+            });
+            carry_over(&mut object, old.as_deref().map(|old| &old.object));
+            match old {
+                Some(old) if old.object == object && old.audience == audience => {}
+                Some(old) if old.object == object => {
+                    self.catalogue.set_audience::<T>(&name, audience);
+                    changes.changed += 1;
+                }
+                old => {
+                    let registration =
+                        Registration { object, audience, expires: None, holder: Holder::Domain };
+                    if let Err(fault) = self.catalogue.register(registration) {
+                        // An offer has a name for everything; should that break, the object is missing, not the daemon.
+                        tracing::error!(name, %fault, "an export is not offered");
+                        continue;
+                    }
+                    changes.changed += usize::from(old.is_some());
+                    changes.added += usize::from(old.is_none());
+                }
+            }
+        }
+        changes
+    }
+
+    /// Wakes the watchers that have news. Tells how many leases ended.
+    pub(crate) fn wake(&mut self) -> u64 {
+        let mut lapsed = 0;
         while let Some(event) = self.catalogue.poll_event() {
             match event {
                 Event::News(id) => {
@@ -172,52 +315,14 @@ impl State {
                         watcher.notify_one();
                     }
                 }
-                Event::Lapsed(_) => {}
-            }
-        }
-    }
-}
-
-/// Makes the objects named in `exported` those of `offered`, touching only what differs. `carry_over` copies into a new
-/// object what it keeps of the old one.
-fn replace<T: Object>(
-    catalogue: &mut Catalogue,
-    exported: &mut BTreeSet<String>,
-    offered: BTreeMap<String, (T, Audience)>,
-    carry_over: impl Fn(&mut T, Option<&T>),
-) -> ExportChanges {
-    let mut changes = ExportChanges::default();
-    let names: BTreeSet<String> = offered.keys().cloned().collect();
-    for name in exported.difference(&names) {
-        changes.removed += usize::from(catalogue.unregister::<T>(name).is_some());
-    }
-    for (name, (mut object, audience)) in offered {
-        let old = catalogue.get::<T>(&name).cloned();
-        carry_over(&mut object, old.as_deref().map(|old| &old.object));
-        match old {
-            Some(old) if old.object == object && old.audience == audience => {}
-            Some(old) if old.object == object => {
-                catalogue.set_audience::<T>(&name, audience);
-                changes.changed += 1;
-            }
-            old => {
-                if let Err(fault) = catalogue.register(Registration {
-                    object,
-                    audience,
-                    expires: None,
-                    holder: Holder::Domain,
-                }) {
-                    // An offer has a name for everything; should that break, the object is missing, not the daemon.
-                    tracing::error!(name, %fault, "an export is not offered");
-                    continue;
+                Event::Lapsed(lapse) => {
+                    self.lapsed(lapse);
+                    lapsed += 1;
                 }
-                changes.changed += usize::from(old.is_some());
-                changes.added += usize::from(old.is_none());
             }
         }
+        lapsed
     }
-    *exported = names;
-    changes
 }
 
 /// A watch of the catalogue that ends when it is dropped.

@@ -8,11 +8,13 @@ use carrick_proto::registry::{
     },
     network_service_registry_server::{NetworkServiceRegistry, NetworkServiceRegistryServer},
 };
+use carrick_registry_core::Object as _;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::{
     find::{Answers, Wire, find},
     limits::MAX_MESSAGE,
+    register::{RegisterError, register, unregister},
     registry::Registry,
 };
 
@@ -53,11 +55,19 @@ impl Registry {
         }
     }
 
-    fn read_only(&self) -> Status {
-        Status::unimplemented(format!(
-            "the registry of {} takes no registrations yet: it offers what its configuration exports",
-            self.domain()
-        ))
+    /// Logs and counts what a call came to.
+    fn conclude<R>(
+        &self,
+        what: &'static str,
+        verb: &'static str,
+        verdict: Result<Response<R>, RegisterError>,
+    ) -> Result<Response<R>, Status> {
+        let outcome = verdict.as_ref().map_or_else(RegisterError::outcome, |_| "done");
+        self.metrics().registrations.of2(verb, outcome).inc();
+        verdict.map_err(|fault| {
+            tracing::info!(kind = what, verb, %fault, "a registration is refused");
+            fault.into()
+        })
     }
 }
 
@@ -73,12 +83,14 @@ impl NetworkServiceRegistry for ServiceRegistry {
         self.0.answer(&extensions, query.network_service, query.watch)
     }
 
-    async fn register(&self, _: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
-        Err(self.0.read_only())
+    async fn register(&self, request: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
+        let verdict = register(&self.0, request).await;
+        self.0.conclude(NetworkService::WHAT, "register", verdict)
     }
 
-    async fn unregister(&self, _: Request<NetworkService>) -> Result<Response<()>, Status> {
-        Err(self.0.read_only())
+    async fn unregister(&self, request: Request<NetworkService>) -> Result<Response<()>, Status> {
+        let verdict = unregister(&self.0, request).await;
+        self.0.conclude(NetworkService::WHAT, "unregister", verdict)
     }
 }
 
@@ -96,13 +108,15 @@ impl NetworkServiceEndpointRegistry for EndpointRegistry {
 
     async fn register(
         &self,
-        _: Request<NetworkServiceEndpoint>,
+        request: Request<NetworkServiceEndpoint>,
     ) -> Result<Response<NetworkServiceEndpoint>, Status> {
-        Err(self.0.read_only())
+        let verdict = register(&self.0, request).await;
+        self.0.conclude(NetworkServiceEndpoint::WHAT, "register", verdict)
     }
 
-    async fn unregister(&self, _: Request<NetworkServiceEndpoint>) -> Result<Response<()>, Status> {
-        Err(self.0.read_only())
+    async fn unregister(&self, request: Request<NetworkServiceEndpoint>) -> Result<Response<()>, Status> {
+        let verdict = unregister(&self.0, request).await;
+        self.0.conclude(NetworkServiceEndpoint::WHAT, "unregister", verdict)
     }
 }
 

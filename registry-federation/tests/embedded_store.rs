@@ -136,7 +136,9 @@ fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         // A line that the kill cut in two is no acknowledgement: it lacks its end.
         let rest: Vec<String> = lines.map_while(Result::ok).collect();
         let whole = rest.len().saturating_sub(1);
-        rest.into_iter().take(whole).for_each(|line| drop(note(line)));
+        rest.into_iter().take(whole).for_each(|line| {
+            note(line);
+        });
 
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let follower = runtime.block_on(async {

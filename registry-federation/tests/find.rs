@@ -275,8 +275,8 @@ async fn what_is_not_for_this_registry_is_refused_in_words() {
             .await
             .unwrap_err(),
     ] {
-        assert_eq!(refused.code(), Code::Unimplemented);
-        assert!(refused.message().contains("no registrations"), "{refused}");
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains("has no store"), "{refused}");
     }
 
     let anonymous = NetworkServiceEndpointQuery { network_service_endpoint: None, watch: false };

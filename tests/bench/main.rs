@@ -9,6 +9,7 @@
 )]
 
 mod measure;
+mod registry;
 mod report;
 mod subjects;
 
@@ -16,7 +17,7 @@ use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::{Context, ensure};
 use carrick_tests::lab;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::{
     measure::Metric,
@@ -27,7 +28,10 @@ use crate::{
 /// Measures a pair of Carrick daemons beside a direct connection and a haproxy pair with mTLS.
 #[derive(Parser)]
 #[command(version)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Rounds; medians are reported.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -48,8 +52,18 @@ struct Args {
     json: Option<PathBuf>,
 }
 
+/// Parts of a daemon that are measured alone.
+#[derive(Subcommand)]
+enum Part {
+    /// The registry: registrations, finds, watches, memory.
+    Registry(registry::Registry),
+}
+
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if let Some(Part::Registry(registry)) = &args.part {
+        return registry.run();
+    }
     let needed = ["netns", "knotd", "kdig", "haproxy", "openssl"];
     ensure!(lab::needs(&needed), "the benchmark needs root and the programs that tests/setup.sh installs");
 

@@ -9,3 +9,4 @@
 )]
 
 pub mod lab;
+pub mod workload;

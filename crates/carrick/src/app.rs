@@ -21,6 +21,7 @@ mod imports;
 mod life;
 pub(crate) mod parts;
 mod reload;
+mod store;
 mod trust;
 
 use std::path::PathBuf;

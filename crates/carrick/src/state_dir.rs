@@ -5,6 +5,7 @@
 //!   admin.sock          the admin API, while a daemon runs
 //!   admin.lock          held by the running daemon, holds its process id
 //!   ca/root.pem         the embedded CA (crate carrick-identity)
+//!   registry.redb       what is registered (crate carrick-registry)
 //!   trust/D.json        bundles that `carrick trust import` wrote (trust_file.rs)
 //! ```
 

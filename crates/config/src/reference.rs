@@ -32,8 +32,8 @@ pub fn reference_markdown() -> String {
          addresses and patterns: to YAML `:`, `*`, `[`, `{{` and `#` mean something.\n\n\
          ```yaml config\n{EXAMPLE}```\n\n\
          ## Reload\n\n\
-         `SIGHUP`, or a change of the file, applies new, changed and removed entries of `exports`, `imports`, `trust` and \
-         `peers`, and leaves alone what did not change. All other keys take a restart; the log names them. A file with \
+         `SIGHUP`, or a change of the file, applies new, changed and removed entries of `exports`, `imports`, `trust`, \
+         `peers`, `registry.admit` and `registry.show`, and leaves alone what did not change. All other keys take a restart; the log names them. A file with \
          faults is reported and changes nothing.\n\n\
          ## Forms of values\n\n| form | example |\n|---|---|\n",
         MAX_BYTES >> 20,

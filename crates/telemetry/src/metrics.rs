@@ -159,6 +159,9 @@ handles! {
     dns_questions: Counters = DnsQuestions;
     dns_queries: Counters = DnsQueries;
     registry_watches: Gauge = RegistryWatches;
+    registrations: Counters = Registrations;
+    registry_expirations: Counter = RegistryExpirations;
+    registry_commits: Counters = RegistryCommits;
     svid_rotations: Counters = SvidRotations;
     svid_expiry: Gauge = SvidExpiry;
     reloads: Counters = Reloads;

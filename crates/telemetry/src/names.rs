@@ -66,6 +66,9 @@ metrics! {
     DnsQuestions = "dns_questions", Counter, "type,outcome", "Questions sent to DNS servers, by record type and outcome.";
     DnsQueries = "dns_queries", Counter, "zone,outcome", "Queries answered by the daemon's own DNS server.";
     RegistryWatches = "registry_watches", Gauge, "", "Watch streams open now.";
+    Registrations = "registrations", Counter, "verb,outcome", "Calls to register and unregister, by outcome.";
+    RegistryExpirations = "registry_expirations", Counter, "", "Registrations whose lease ended without a refresh.";
+    RegistryCommits = "registry_commits", Counter, "outcome", "Commits to the registry's store, by outcome.";
     SvidRotations = "svid_rotations", Counter, "outcome", "Renewals of our own SVID.";
     SvidExpiry = "svid_expiry_timestamp_seconds", Gauge, "", "When our SVID ends, in seconds since the epoch.";
     Reloads = "config_reloads", Counter, "outcome", "Reloads of the configuration, by outcome.";

@@ -99,6 +99,9 @@ pub trait Object: kind::Kind {
     /// The key in the catalogue.
     fn name(&self) -> &str;
 
+    /// Sets what a registration may leave out: a service without a payload carries `IP`, as in NSM.
+    fn fill_defaults(&mut self);
+
     /// Whether `self`, a query, matches `stored`. A field that is empty in the query matches anything.
     ///
     /// Services: name, payload and matches are equal. Endpoints: the name is equal, the service names are a subset,
@@ -116,8 +119,6 @@ pub(crate) mod kind {
         fn terms(&self) -> Terms;
         /// The URL of the object, or the part of one that the query asks for. Empty for none.
         fn url(&self) -> &str;
-        /// Sets what a registration may leave out.
-        fn fill_defaults(&mut self);
         /// Where the catalogue keeps this kind.
         fn shelf(catalogue: &Catalogue) -> &Shelf<Self>;
         /// Where the catalogue keeps this kind, and its other parts.
@@ -131,6 +132,12 @@ impl Object for NetworkService {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn fill_defaults(&mut self) {
+        if self.payload.is_empty() {
+            DEFAULT_PAYLOAD.clone_into(&mut self.payload);
+        }
     }
 
     fn matches(&self, stored: &Self) -> bool {
@@ -156,12 +163,6 @@ impl kind::Kind for NetworkService {
         ""
     }
 
-    fn fill_defaults(&mut self) {
-        if self.payload.is_empty() {
-            DEFAULT_PAYLOAD.clone_into(&mut self.payload);
-        }
-    }
-
     fn shelf(catalogue: &Catalogue) -> &Shelf<Self> {
         &catalogue.services
     }
@@ -178,6 +179,8 @@ impl Object for NetworkServiceEndpoint {
     fn name(&self) -> &str {
         &self.name
     }
+
+    fn fill_defaults(&mut self) {}
 
     fn matches(&self, stored: &Self) -> bool {
         let provides = |service| stored.network_service_names.contains(service);
@@ -209,8 +212,6 @@ impl kind::Kind for NetworkServiceEndpoint {
     fn url(&self) -> &str {
         &self.url
     }
-
-    fn fill_defaults(&mut self) {}
 
     fn shelf(catalogue: &Catalogue) -> &Shelf<Self> {
         &catalogue.endpoints

@@ -55,6 +55,12 @@ pub trait Store: Send + Sync + 'static {
     /// Nothing was changed, except for [`StoreError::Uncertain`].
     async fn commit(&self, changes: Vec<Change>) -> Result<u64, StoreError>;
 
+    /// Whether others write to it too, with clocks of their own. Such a store removes lapsed records by itself, and the
+    /// registry does not: its own clock may be the one that is wrong.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Everything there is, then every commit, whoever made it; see [`StoreEvent`] for the order. The stream ends when
     /// the store is closed. A follower that does not keep up is told [`StoreEvent::Lost`] and gets a new full state.
     fn follow(&self) -> BoxStream<'static, StoreEvent>;
@@ -228,6 +234,20 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The word for it in metrics.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Conflict { .. } => "conflict",
+            Self::Malformed(_) => "malformed",
+            Self::TooLarge { .. } => "too_large",
+            Self::Full { .. } => "full",
+            Self::ReadOnly { .. } => "read_only",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Uncertain { .. } => "uncertain",
+            Self::Closed { .. } => "closed",
+        }
+    }
+
     /// What an operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -3,6 +3,8 @@
 //! A store's test file makes a [`Place`], `mod store_contract;`, and calls [`store_contract!`] with how to make a new
 //! one; each case becomes a test.
 
+#![allow(unreachable_pub, reason = "test files use it as their own")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -24,7 +24,7 @@ use carrick_proxy::{
     resolve::{Resolver, ResolverSettings, StaticPeer},
     server::NetworkServer,
 };
-use carrick_registry::Registry;
+use carrick_registry::{Admission, Registry};
 use carrick_runtime::{Readiness, Tasks, notify};
 use carrick_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ use super::{
     bridge::{GatewayPath, ImportPlane},
     control::Admin,
     imports::{Listeners, Names, saved},
-    life, reload,
+    life, reload, store,
     trust::{self, Trusted},
 };
 use crate::{
@@ -44,6 +44,9 @@ use crate::{
 
 /// Path of a gateway's SPIFFE ID.
 const GATEWAY_PATH: &str = "/carrick/gateway";
+/// How long the start waits for what is registered. The embedded store reads 1,000,000 records in about a second; a store
+/// that is away for longer must not keep the domain's exports from being served.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// The file of virtual addresses in the state directory.
 const VIRTUAL_IPS: &str = "virtual_ips.json";
 /// Names whose DNS answers are kept (design: 10,000 domains known).
@@ -108,6 +111,8 @@ impl Daemon {
             return Err(fault.into());
         }
         trust::apply(&trusted, &trust, &trust_map)?;
+
+        let store = store::open(&config, state.path(), &tasks)?;
 
         // Every socket, before anything begins.
         let control_listener = ControlListener::bind(config.listen.control).await?;
@@ -175,6 +180,8 @@ impl Daemon {
             metrics.clone(),
         );
         let registry = Registry::new(config.domain.clone(), config.trust_domain.clone(), &tasks, &metrics);
+        registry.set_admission(admission(&config)).await;
+        registry.attach(store, identity.clone());
         let imports =
             Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
         let explainer = Explainer::new(peers.clone(), exports.clone());
@@ -213,6 +220,11 @@ impl Daemon {
             daemon.listeners.add(&daemon.imports, import)?;
         }
         daemon.listeners.publish();
+        if tokio::time::timeout(STORE_PATIENCE, daemon.registry.synced()).await.is_err() {
+            tracing::warn!(
+                "what is registered is not known yet: only exports are found until the store answers"
+            );
+        }
         daemon.serve(control_listener, socket, admin_listener, dns_server);
         life::keep(&daemon);
         drop(starting);
@@ -336,6 +348,11 @@ pub(crate) fn static_peers(config: &Config) -> Vec<StaticPeer> {
         tunnel: peer.tunnel.clone(),
     };
     config.peers.iter().map(peer).collect()
+}
+
+/// What the config lets callers of other trust domains do with registrations.
+pub(crate) fn admission(config: &Config) -> Admission {
+    Admission { admit: config.registry.admit.clone(), show: config.registry.show.clone() }
 }
 
 /// What peers are told: `advertise:`, or the listen addresses, or, where they listen everywhere, the address that the

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use carrick_config::{Config, Export};
+use carrick_config::{Config, Export, Registry};
 use carrick_model::{ExportTarget, ServiceName};
 use carrick_proxy::catalogue::LocalExport;
 use carrick_registry::{ExportRecord, PORT_LABEL};
@@ -63,6 +63,10 @@ async fn apply(daemon: &Daemon) -> Result<ReloadReply, Problem> {
             e.service.to_string()
         });
     }
+    if effective.registry != old.registry {
+        daemon.registry.set_admission(parts::admission(&effective)).await;
+        done.applied.push("registry rules: changed".to_owned());
+    }
     let imports = &difference.imports;
     for service in &imports.removed {
         daemon.listeners.remove(&daemon.imports, service).await;
@@ -96,8 +100,9 @@ async fn apply(daemon: &Daemon) -> Result<ReloadReply, Problem> {
 
 /// The new file, with the keys that need a restart as they were.
 fn effective(old: &Config, new: Config) -> Config {
-    let Config { trust, peers, exports, imports, warnings, .. } = new;
-    Config { trust, peers, exports, imports, warnings, ..old.clone() }
+    let Config { trust, peers, exports, imports, registry, warnings, .. } = new;
+    let registry = Registry { store: old.registry.store.clone(), ..registry };
+    Config { trust, peers, exports, imports, registry, warnings, ..old.clone() }
 }
 
 fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Result<(), Problem> {

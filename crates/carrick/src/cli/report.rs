@@ -158,6 +158,7 @@ fn own_hint(err: &(dyn Error + 'static)) -> Option<String> {
         LoadError => |e| Some(e.hint().into()),
         BundleError => |e| Some(e.hint().into()),
         CaError => |e| Some(e.hint().into()),
+        carrick_registry::store::OpenError => |e| Some(e.hint().into()),
         carrick_gateway::GatewayError => |e| Some(e.hint().into()),
         carrick_proxy::control::BindError => |e| Some(e.hint().into()),
         carrick_proxy::dns::BindError => |e| Some(e.hint().into()),

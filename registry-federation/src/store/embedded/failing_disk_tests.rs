@@ -22,11 +22,11 @@ struct Disk {
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     /// No octet more than there are.
-    NoRoom,
+    Full,
     /// No write at all.
-    NoWrite(io::ErrorKind),
+    Unwritable(io::ErrorKind),
     /// Writes arrive, but the sync after them fails.
-    NoSync,
+    Unsynced,
 }
 
 #[derive(Debug)]
@@ -47,8 +47,8 @@ impl StorageBackend for Handle {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut octets = self.0.octets.lock();
         match *self.0.fault.lock() {
-            Some(Fault::NoRoom) if len > octets.len() as u64 => Err(io::ErrorKind::StorageFull.into()),
-            Some(Fault::NoWrite(kind)) => Err(kind.into()),
+            Some(Fault::Full) if len > octets.len() as u64 => Err(io::ErrorKind::StorageFull.into()),
+            Some(Fault::Unwritable(kind)) => Err(kind.into()),
             _ => {
                 octets.resize(len as usize, 0);
                 Ok(())
@@ -58,13 +58,13 @@ impl StorageBackend for Handle {
 
     fn sync_data(&self) -> io::Result<()> {
         match *self.0.fault.lock() {
-            Some(Fault::NoSync) => Err(io::Error::other("the device reported a fault")),
+            Some(Fault::Unsynced) => Err(io::Error::other("the device reported a fault")),
             _ => Ok(()),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if let Some(Fault::NoWrite(kind)) = *self.0.fault.lock() {
+        if let Some(Fault::Unwritable(kind)) = *self.0.fault.lock() {
             return Err(kind.into());
         }
         let offset = offset as usize;
@@ -134,7 +134,7 @@ async fn a_full_disk_refuses_writes_keeps_what_there_is_and_goes_on_when_there_i
     assert!(matches!(follower.next().await, Some(StoreEvent::Record { .. })));
     assert_eq!(follower.next().await, Some(StoreEvent::Synced(1)));
 
-    disk.set(Some(Fault::NoRoom));
+    disk.set(Some(Fault::Full));
     let mut fault = None;
     for n in 0..100 {
         if let Err(refused) = store.commit(put(&format!("bulk-{n}"), 1 << 20)).await {
@@ -168,7 +168,7 @@ async fn a_read_only_disk_is_told_as_that() {
     let disk = Arc::new(Disk::default());
     let store = disk.store();
     assert_eq!(store.commit(put("first", 10)).await, Ok(1));
-    disk.set(Some(Fault::NoWrite(io::ErrorKind::ReadOnlyFilesystem)));
+    disk.set(Some(Fault::Unwritable(io::ErrorKind::ReadOnlyFilesystem)));
     disk.gone.store(true, Ordering::Relaxed);
     let mut refused = Vec::new();
     for _ in 0..3 {
@@ -191,7 +191,7 @@ async fn a_commit_whose_sync_failed_gets_the_verdict_of_the_file() {
     assert_eq!(store.commit(put("first", 10)).await, Ok(1));
     let mut follower = store.follow();
     while !matches!(follower.next().await, Some(StoreEvent::Synced(_))) {}
-    disk.set(Some(Fault::NoSync));
+    disk.set(Some(Fault::Unsynced));
     let verdict = store.commit(put("second", 10)).await;
     disk.set(None);
     let revision = persist(&store, "third").await;
@@ -209,7 +209,7 @@ async fn a_commit_whose_sync_failed_gets_the_verdict_of_the_file() {
             StoreEvent::Lost(_) => known.clear(),
             StoreEvent::Record { key, .. } => known.push(key.name),
             StoreEvent::Committed { changes, .. } => {
-                known.extend(changes.into_iter().map(|(key, _)| key.name))
+                known.extend(changes.into_iter().map(|(key, _)| key.name));
             }
             StoreEvent::Synced(_) => {}
         }

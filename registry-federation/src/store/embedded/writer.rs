@@ -105,7 +105,7 @@ impl Writer {
                 self.revision = Some(after);
                 return Ok(verdicts);
             }
-            Err(failure) => failure,
+            Err(failure) => *failure,
         };
         self.revision = None;
         // Before it was to be made durable nothing can be in the file.
@@ -147,8 +147,8 @@ struct Failure {
 }
 
 /// Writes what can be written of `batch` on top of revision `before`, and the revision that led to.
-fn transact(database: &Database, batch: &[Job], before: u64) -> Result<(Verdicts, u64), Failure> {
-    let early = |fault| Failure { fault, verdicts: Vec::new(), after: None };
+fn transact(database: &Database, batch: &[Job], before: u64) -> Result<(Verdicts, u64), Box<Failure>> {
+    let early = |fault| Box::new(Failure { fault, verdicts: Vec::new(), after: None });
     let transaction = database.begin_write().map_err(|fault| early(fault.into()))?;
     let (mut verdicts, mut revision) = (Vec::with_capacity(batch.len()), before);
     for job in batch {
@@ -164,6 +164,6 @@ fn transact(database: &Database, batch: &[Job], before: u64) -> Result<(Verdicts
     file::set_revision(&transaction, revision).map_err(early)?;
     match transaction.commit() {
         Ok(()) => Ok((verdicts, revision)),
-        Err(fault) => Err(Failure { fault: fault.into(), verdicts, after: Some(revision) }),
+        Err(fault) => Err(Box::new(Failure { fault: fault.into(), verdicts, after: Some(revision) })),
     }
 }

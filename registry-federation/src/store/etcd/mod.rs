@@ -90,6 +90,10 @@ impl Store for EtcdStore {
         self.name.to_string()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn commit(&self, changes: Vec<Change>) -> Result<u64, StoreError> {
         check_shape(&changes)?;
         let octets = batch::octets(&changes);

@@ -1,0 +1,136 @@
+//! A workload of a domain: an SVID of the domain's own CA, and calls to the domain's registry with NSM's tokens.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use carrick_identity::{
+    EmbeddedCa, Identity, TrustStore, client_config,
+    token::{EXPIRES_KEY, MAX_LIFETIME, TOKEN_KEY, Token, format_expires},
+};
+use carrick_model::{SpiffeId, TrustDomain};
+use carrick_proto::registry::{
+    NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
+    network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient as Endpoints,
+    network_service_registry_client::NetworkServiceRegistryClient as Services,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A workload with a connection to the registry of its domain.
+#[derive(Clone)]
+pub struct Workload {
+    channel: Channel,
+    /// One for all calls: it lives for ten minutes.
+    token: Token,
+}
+
+impl Workload {
+    /// Connects pod `pod` of `domain`, whose daemon keeps its CA in `state`, to the registry at `registry`.
+    pub async fn connect(
+        state: &Path,
+        domain: &str,
+        pod: &str,
+        registry: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let now = SystemTime::now();
+        let ca = EmbeddedCa::open_or_create(state, &TrustDomain::new(domain)?, now)?;
+        let trust = TrustStore::new();
+        trust.set(ca.bundle())?;
+        let id = SpiffeId::new(format!("spiffe://{domain}/ns/default/pod/{pod}"))?;
+        let identity = Identity::embedded(ca, id, Duration::from_secs(3600), now)?;
+        let tls = TlsConnector::from(Arc::new(client_config(
+            &identity,
+            &trust,
+            &identity.trust_domain(),
+            &[b"h2"],
+        )));
+        let dial = tower::service_fn(move |_| {
+            let tls = tls.clone();
+            async move {
+                let stream = TcpStream::connect(registry).await?;
+                stream.set_nodelay(true)?;
+                let name = "registry".try_into().map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+            }
+        });
+        let channel = Endpoint::from_static("http://registry").connect_with_connector(dial).await?;
+        let gateway = SpiffeId::new(format!("spiffe://{domain}/carrick/gateway"))?;
+        let token = identity.current().mint_token(&gateway, MAX_LIFETIME, now)?;
+        Ok(Self { channel, token })
+    }
+
+    /// A call with this workload's token.
+    pub fn call<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let values = (self.token.jwt.parse(), format_expires(self.token.expires).parse());
+        if let (Ok(token), Ok(expires)) = values {
+            request.metadata_mut().insert(TOKEN_KEY, token);
+            request.metadata_mut().insert(EXPIRES_KEY, expires);
+        }
+        request
+    }
+
+    /// Registers an endpoint.
+    pub async fn register(&self, endpoint: NetworkServiceEndpoint) -> Result<NetworkServiceEndpoint, Status> {
+        let mut call = self.call(endpoint);
+        call.set_timeout(PATIENCE);
+        Ok(Endpoints::new(self.channel.clone()).register(call).await?.into_inner())
+    }
+
+    /// Registers a service.
+    pub async fn register_service(&self, service: NetworkService) -> Result<NetworkService, Status> {
+        let mut call = self.call(service);
+        call.set_timeout(PATIENCE);
+        Ok(Services::new(self.channel.clone()).register(call).await?.into_inner())
+    }
+
+    /// The endpoints that match.
+    pub async fn find(&self, query: NetworkServiceEndpoint) -> Result<Vec<NetworkServiceEndpoint>, Status> {
+        let mut answers = self.open(query, false).await?;
+        let mut found = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            found.extend(answer.network_service_endpoint);
+        }
+        Ok(found)
+    }
+
+    /// The services there are.
+    pub async fn services(&self) -> Result<Vec<NetworkService>, Status> {
+        let mut answers =
+            Services::new(self.channel.clone()).find(self.call(Default::default())).await?.into_inner();
+        let mut found = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            found.extend(answer.network_service);
+        }
+        Ok(found)
+    }
+
+    /// The endpoints that match, and every change from then on.
+    pub async fn watch(
+        &self,
+        query: NetworkServiceEndpoint,
+    ) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
+        self.open(query, true).await
+    }
+
+    async fn open(
+        &self,
+        query: NetworkServiceEndpoint,
+        watch: bool,
+    ) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
+        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch };
+        Ok(Endpoints::new(self.channel.clone()).find(self.call(query)).await?.into_inner())
+    }
+}
