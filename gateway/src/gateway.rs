@@ -24,6 +24,7 @@ use crate::{
     flow::{FlowCount, FlowLimit},
     lane::{Lane, Role},
     listener::Bound,
+    routes::Routes,
     settings::Settings,
     tunnel::{Destination, State, Tunnel},
     windows,
@@ -210,16 +211,9 @@ pub(crate) struct Import {
 pub(crate) enum RouteState {
     /// Not tried yet: clients wait.
     Connecting,
-    Up(Arc<Routed>),
+    Up(Arc<Routes>),
     /// Tried and failed: clients are refused at once.
     Down(Arc<str>),
-}
-
-/// A route and what ends its flows.
-#[derive(Debug)]
-pub(crate) struct Routed {
-    pub(crate) route: Route,
-    pub(crate) token: CancellationToken,
 }
 
 impl std::fmt::Debug for Shared {
@@ -317,11 +311,16 @@ impl Gateway {
 
     /// The import is up: its flows take this route. Begins to dial, so that the first client finds the tunnel warm.
     pub fn route(&self, service: &ServiceName, route: Route) {
+        self.share(service, (route, 1), Vec::new());
+    }
+
+    /// The import is up by several routes: its flows take `first` and the others in the shares beside them.
+    pub fn share(&self, service: &ServiceName, first: (Route, u32), others: Vec<(Route, u32)>) {
         let import = self.shared.import(service);
-        let _warming = self.shared.tunnel(&route);
-        import
-            .state
-            .send_replace(RouteState::Up(Arc::new(Routed { route, token: CancellationToken::new() })));
+        for (route, _) in std::iter::once(&first).chain(&others) {
+            let _warming = self.shared.tunnel(route);
+        }
+        import.state.send_replace(RouteState::Up(Arc::new(Routes::new(first, others))));
         self.shared.drop_idle_tunnels();
     }
 
@@ -516,8 +515,13 @@ impl Shared {
 
     /// Lets go of tunnels whose domain no import routes to. A route that is down for a moment keeps its tunnel.
     fn drop_idle_tunnels(&self) {
-        let used: std::collections::HashSet<Domain> =
-            self.imports.read().keys().map(|service| service.domain().clone()).collect();
+        let mut used = std::collections::HashSet::new();
+        for import in self.imports.read().values() {
+            used.insert(import.service.domain().clone());
+            if let RouteState::Up(routes) = &*import.state.borrow() {
+                used.extend(routes.domains().cloned());
+            }
+        }
         self.tunnels.lock().retain(|domain, tunnel| {
             let keep = used.contains(domain);
             if !keep {
@@ -536,8 +540,8 @@ impl Shared {
     pub(crate) fn revoked_by_peer(&self, lane: &Lane, id: ConnectionId) {
         let imports: Vec<Arc<Import>> = self.imports.read().values().cloned().collect();
         for import in imports {
-            let RouteState::Up(routed) = import.state.borrow().clone() else { continue };
-            if routed.route.connection == id && &routed.route.trust_domain == lane.peer.trust_domain() {
+            let RouteState::Up(routes) = import.state.borrow().clone() else { continue };
+            if let Some(routed) = routes.over(id, lane.peer.trust_domain()) {
                 routed.token.cancel();
                 self.connection_lost(&import, id, "the other domain revoked the connection");
             }
@@ -546,20 +550,13 @@ impl Shared {
 
     /// Every import of the domain hears that its tunnel cannot be dialled: the gateway may have moved.
     pub(crate) fn tunnel_failed(&self, domain: &Domain, why: &str) {
-        let imports: Vec<Arc<Import>> = self
-            .imports
-            .read()
-            .values()
-            .filter(|import| import.service.domain() == domain)
-            .cloned()
-            .collect();
+        let imports: Vec<Arc<Import>> = self.imports.read().values().cloned().collect();
         for import in imports {
-            let RouteState::Up(routed) = import.state.borrow().clone() else { continue };
-            self.connection_lost(
-                &import,
-                routed.route.connection,
-                &format!("the tunnel cannot be dialled: {why}"),
-            );
+            let RouteState::Up(routes) = import.state.borrow().clone() else { continue };
+            for routed in routes.to(domain) {
+                let why = format!("the tunnel cannot be dialled: {why}");
+                self.connection_lost(&import, routed.route.connection, &why);
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 //! | `inbound` | one flow to here: header, admission, target, verdict, relay |
 //! | `relay` | bytes between a local stream and a QUIC stream, half-close and reset mapped both ways |
 //! | `association` | datagrams between a local UDP socket and a tunnel |
+//! | `routes` | the routes of one import, and the shares in which flows take them |
 //! | `tunnel` | dials a peer's gateway and keeps it dialled |
 //! | `lane` | one QUIC connection: its flows, its control stream, its datagrams |
 //! | `windows` | receive windows of all tunnels within one bound |
@@ -33,6 +34,7 @@ mod listener;
 mod local;
 mod outbound;
 mod relay;
+mod routes;
 mod settings;
 mod socket;
 mod tunnel;

@@ -9,10 +9,11 @@ use quinn::{RecvStream, SendStream};
 
 use crate::{
     flow::{End, Flow, FlowPermit},
-    gateway::{Import, RouteState, Routed, Shared},
+    gateway::{Import, RouteState, Shared},
     lane::{Kill, Lane, Rider},
     local::LocalStream,
     relay::{Stream, Tally, Verdicts, relay},
+    routes::Routed,
 };
 
 /// An open flow, before its verdict.
@@ -116,7 +117,7 @@ async fn wait_for_route(shared: &Shared, import: &Import, patience: Duration) ->
     let waiting = async {
         loop {
             match &*states.borrow_and_update() {
-                RouteState::Up(routed) => return Ok(routed.clone()),
+                RouteState::Up(routes) => return Ok(routes.pick()),
                 RouteState::Down(why) => return Err(why.to_string()),
                 RouteState::Connecting => shared.demand(import),
             }

@@ -1,6 +1,6 @@
 //! What the proxy asks of the data path.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use carrick_model::{
     ConnectionId, Domain, ExportTarget, Payload, ServiceName, SpiffeId, Target, TrustDomain,
@@ -17,6 +17,13 @@ pub trait DataPath: Send + Sync + 'static {
     fn revoke(&self, id: ConnectionId, why: &str);
     /// Importing side: the connection is up, flows go this way. Comes again when any of it changes.
     fn route(&self, import: &ServiceName, route: Route);
+    /// Importing side: several connections are as good, flows take them in these shares, never none. A data path that knows one
+    /// route for an import takes the first.
+    fn share(&self, import: &ServiceName, routes: Vec<(Route, u32)>) {
+        if let Some((route, _)) = routes.into_iter().next() {
+            self.route(import, route);
+        }
+    }
     /// Importing side: the connection is down. `why` is what the log line of a refused client says.
     fn unroute(&self, import: &ServiceName, why: &str);
 }
@@ -51,6 +58,8 @@ pub struct Route {
     pub gateways: Vec<SocketAddr>,
     /// The service's own port, where known.
     pub port: Option<u16>,
+    /// How long the domain took to grant the connection.
+    pub answered: Duration,
 }
 
 impl fmt::Debug for Route {

@@ -140,7 +140,9 @@ impl Explainer {
         let chosen = select(&endpoints, payload);
         let chosen = walk.end(chosen)?;
 
+        let begun = Instant::now();
         let asked = self.request(&service, &chosen, payload, &connect).await;
+        let answered = begun.elapsed();
         let reply = walk.end(asked)?;
 
         let mut addresses = gateways.tunnel_order(&mut rand::rng());
@@ -152,6 +154,7 @@ impl Explainer {
             payload: reply.payload.or(payload)?,
             gateways: addresses,
             port: chosen.port,
+            answered,
         })
     }
 

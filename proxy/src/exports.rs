@@ -15,7 +15,7 @@ use carrick_model::{ConnectionId, Domain, Target, TrustDomain};
 use carrick_proto::{connection::Connection, networkservice::NetworkServiceRequest};
 use carrick_proxy_core::{
     Now,
-    inbound::{Inbound, InboundEvent, InboundSettings, Refusal},
+    inbound::{Inbound, InboundEvent, InboundSettings, Refusal, RevokeReason},
 };
 use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use crate::{
     catalogue::{LocalExport, LocalExports},
     datapath::{Admission, DataPath},
+    monitor::Monitors,
     tokens::{AdmitError, OwnTokens},
     wire::{self, WireFault},
 };
@@ -46,6 +47,7 @@ struct Inner {
     table: Mutex<Inbound>,
     tunnel: ArcSwap<Vec<SocketAddr>>,
     datapath: Arc<dyn DataPath>,
+    monitors: Monitors,
     changed: Notify,
     metrics: Metrics,
 }
@@ -83,13 +85,19 @@ pub(crate) enum RequestError {
 }
 
 impl Exports {
-    /// An empty table. `identity` signs the tokens in our path segments. Leases and trust are looked after by tasks of `tasks`; `tunnel` is where peers are told to dial.
+    /// An empty table. `identity` signs the tokens in our path segments. Leases and trust are looked after by tasks of `tasks`; `tunnel` is
+    /// where peers are told to dial; `monitors` hear of the connections.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, made once, in the composition root"
+    )]
     pub fn new(
         settings: InboundSettings,
         tunnel: Vec<SocketAddr>,
         datapath: Arc<dyn DataPath>,
         identity: &Identity,
         trust: &TrustStore,
+        monitors: Monitors,
         tasks: &Tasks,
         metrics: Metrics,
     ) -> Self {
@@ -100,6 +108,7 @@ impl Exports {
                 table: Mutex::new(Inbound::new(settings)),
                 tunnel: ArcSwap::from_pointee(tunnel),
                 datapath,
+                monitors,
                 changed: Notify::new(),
                 metrics,
             }),
@@ -162,23 +171,40 @@ impl Exports {
         let mut asked = wire::inbound_request(&request)?;
         let token = self.inner.tokens.admit(caller, presented, &mut asked.path, now().wall)?;
         let fresh = ConnectionId::random();
-        let mut granted = self.change(|table, now| table.handle_request(caller.id(), asked, fresh, now))?;
-        granted.path.set_next_token(token.jwt, token.expires);
         let connection = request.connection.ok_or(WireFault::NoConnection)?;
-        Ok(wire::reply(connection, granted, &self.inner.domain, &self.inner.tunnel.load()))
+        self.change(|table, now| {
+            let mut granted = table.handle_request(caller.id(), asked, fresh, now)?;
+            granted.path.set_next_token(token.jwt, token.expires);
+            let id = granted.connection;
+            let reply = wire::reply(connection, granted, &self.inner.domain, &self.inner.tunnel.load());
+            // Under the lock of the table, so that nobody hears of its end before.
+            self.inner.monitors.publish(caller.id().trust_domain(), wire::as_ours(&reply, id));
+            Ok(reply)
+        })
     }
 
-    /// Closes a connection of `caller`; one that is not known is closed already.
+    /// Whether this domain itself offers the service, under this endpoint if one is named.
+    pub(crate) fn offers(&self, service: &str, endpoint: &str) -> bool {
+        let Ok(service) = service.parse::<Target>() else { return false };
+        self.inner
+            .table
+            .lock()
+            .exports_of(&service)
+            .iter()
+            .any(|e| endpoint.is_empty() || e.endpoint == endpoint)
+    }
+
+    /// Closes a connection of `caller`; one that is not known is closed already, and `false`.
     pub(crate) fn close(
         &self,
         caller: &Caller,
         presented: Result<Presented, PresentedError>,
         connection: &Connection,
-    ) -> Result<(), RequestError> {
+    ) -> Result<bool, RequestError> {
         let mut path = wire::path_of(connection)?;
         self.inner.tokens.admit(caller, presented, &mut path, now().wall)?;
-        self.change(|table, _| table.handle_close(caller.id(), &path))?;
-        Ok(())
+        let closed = self.change(|table, _| table.handle_close(caller.id(), &path))?;
+        Ok(closed.is_some())
     }
 
     /// Changes the table and tells the data path what came of it.
@@ -253,6 +279,10 @@ impl Inner {
             InboundEvent::Revoke(id, why) => {
                 tracing::info!(connection = %id, %why, "connection revoked");
                 self.datapath.revoke(id, &why.to_string());
+                // One that is given up for another choice goes on under its id.
+                if why != RevokeReason::Reselected {
+                    self.monitors.remove(&id.to_string());
+                }
             }
         }
     }

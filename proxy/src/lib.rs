@@ -15,6 +15,8 @@
 //! | [`peers`] | calls to other domains |
 //! | [`control`] | the listener for calls of other domains |
 //! | [`server`] | `networkservice.NetworkService` |
+//! | [`transit`] | the connections that pass through, to endpoints behind other hops |
+//! | [`monitor`] | `connection.MonitorConnection` |
 //! | [`explain`] | the way from a name to a connection, step by step |
 //! | [`resolve`] | where a domain is |
 //! | [`dns`] | the daemon's own DNS server |
@@ -29,10 +31,12 @@ pub mod explain;
 pub mod exports;
 pub mod imports;
 mod io;
+pub mod monitor;
 pub mod peers;
 pub mod resolve;
 pub mod server;
 mod tokens;
+pub mod transit;
 mod wire;
 
 pub use carrick_proxy_core::inbound::InboundSettings;

@@ -17,6 +17,7 @@ use carrick_proxy_core::{
     inbound::{InboundRequest, Reply},
     outbound::{OutboundClose, OutboundReply, OutboundRequest},
     path::{Path, Segment},
+    transit::Carried,
 };
 use prost_types::Timestamp;
 
@@ -83,6 +84,20 @@ fn time_of(t: Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(t.seconds).ok().filter(|s| *s <= LAST_SECOND)?;
     let nanos = u32::try_from(t.nanos).ok().filter(|n| *n < 1_000_000_000)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// A connection that passes through, as one message.
+pub(crate) fn message(carried: Carried) -> Connection {
+    Connection { path: Some(wire_path(carried.path)), ..carried.connection }
+}
+
+/// The answer to a request as those see it who watch us: with our id, and our place in its path.
+pub(crate) fn as_ours(reply: &Connection, id: ConnectionId) -> Connection {
+    let mut connection = Connection { id: id.to_string(), ..reply.clone() };
+    if let Some(path) = &mut connection.path {
+        path.index = path.index.saturating_add(1);
+    }
+    connection
 }
 
 fn wire_path(path: Path) -> WirePath {

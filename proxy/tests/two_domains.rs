@@ -69,7 +69,7 @@ async fn a_policy_change_ends_a_live_connection_at_once() {
     let (id, why) = onprem.datapath.revoked.lock().last().cloned().unwrap();
     assert_eq!((id, why.as_str()), (route.connection, "the allow list does not name the caller any more"));
     // The importing side learns it from the refusal of its next flow.
-    cloud.imports.lost(&service, "the flow was refused: unknown connection");
+    cloud.imports.lost(&service, route.connection, "the flow was refused: unknown connection");
     cloud.down_with(&service, "denied").await;
 }
 
@@ -310,7 +310,7 @@ async fn explain_stops_where_it_fails_and_says_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn imports_of_the_own_domain_and_doubles_are_refused() {
     let cloud = Site::new("cloud.test").await;
-    let import = |s: &str| carrick_proxy::imports::Import { service: s.parse().unwrap(), payload: None };
+    let import = |s: &str| carrick_proxy::imports::Import::new(s.parse().unwrap(), None);
     let own = cloud.imports.add(import("postgres@cloud.test")).unwrap_err();
     assert_eq!(own.to_string(), "`postgres@cloud.test` is a service of this domain");
     cloud.imports.add(import("postgres@onprem.test")).unwrap();

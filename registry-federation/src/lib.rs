@@ -17,8 +17,10 @@
 
 mod admission;
 mod chain;
+mod changes;
 mod exports;
 mod find;
+
 mod keeper;
 mod limits;
 mod names;
@@ -28,8 +30,9 @@ mod service;
 pub mod store;
 
 pub use admission::Admission;
-pub use carrick_registry_core::{Audience, Filter, Object, Record, Revision, Viewer};
+pub use carrick_registry_core::{Audience, Filter, Object, Record, Revision, Update, Viewer};
 pub use chain::ChainError;
+pub use changes::Changes;
 pub use exports::{ExportChanges, ExportError, ExportRecord, PAYLOAD_LABEL, PORT_LABEL};
 pub use find::FindError;
 pub use keeper::StoreStatus;

@@ -13,10 +13,12 @@
 //! | [`trust`] | bundles from config, `carrick trust import` and the own CA |
 //! | [`reload`] | a new config, as differences |
 //! | [`control`] | what the admin API asks |
+//! | [`flat_files`] | NSM's files of addresses and labels |
 //! | [`life`] | signals, file changes, drain |
 
 pub(crate) mod bridge;
 mod control;
+mod flat_files;
 mod imports;
 mod life;
 pub(crate) mod parts;

@@ -51,5 +51,5 @@ pub use peer::{PeerError, peer_id};
 pub use private_file::FileError;
 pub use source::Identity;
 pub use svid::Svid;
-pub use tls::{client_config, client_config_with, server_config, server_config_with};
+pub use tls::{client_config, client_config_any_with, client_config_with, server_config, server_config_with};
 pub use trust::TrustStore;

@@ -62,7 +62,7 @@ pub fn client_config_reporting(
     alpn: &[&[u8]],
     refused: OnRefusal,
 ) -> ClientConfig {
-    client(Arc::new(Current(identity.clone())), trust, expected, alpn, refused)
+    client(Arc::new(Current(identity.clone())), trust, Some(expected), alpn, refused)
 }
 
 /// [`client_config`] that speaks with `svid` and no other, for who must know which one a connection was made with.
@@ -72,17 +72,23 @@ pub fn client_config_with(
     expected: &TrustDomain,
     alpn: &[&[u8]],
 ) -> ClientConfig {
-    client(Arc::new(Fixed(svid.certified_key())), trust, expected, alpn, Arc::new(|_| {}))
+    client(Arc::new(Fixed(svid.certified_key())), trust, Some(expected), alpn, Arc::new(|_| {}))
+}
+
+/// [`client_config_with`] for a server of any trusted trust domain: where only the server's address is known, as for the url of
+/// an endpoint in a registry, and not whose it is.
+pub fn client_config_any_with(svid: &Arc<Svid>, trust: &TrustStore, alpn: &[&[u8]]) -> ClientConfig {
+    client(Arc::new(Fixed(svid.certified_key())), trust, None, alpn, Arc::new(|_| {}))
 }
 
 fn client(
     own: Arc<dyn ResolvesClientCert>,
     trust: &TrustStore,
-    expected: &TrustDomain,
+    expected: Option<&TrustDomain>,
     alpn: &[&[u8]],
     refused: OnRefusal,
 ) -> ClientConfig {
-    let verifier = ServerCheck { trust: trust.clone(), expected: expected.clone(), refused };
+    let verifier = ServerCheck { trust: trust.clone(), expected: expected.cloned(), refused };
     #[expect(clippy::expect_used, reason = "every suite of the provider is a TLS 1.3 one")]
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])
@@ -194,10 +200,10 @@ impl ResolvesClientCert for Fixed {
     }
 }
 
-/// Checks servers on behalf of a client that called `expected`.
+/// Checks servers on behalf of a client that called `expected`, or anybody.
 struct ServerCheck {
     trust: TrustStore,
-    expected: TrustDomain,
+    expected: Option<TrustDomain>,
     refused: OnRefusal,
 }
 
@@ -215,9 +221,9 @@ impl ServerCheck {
         now: UnixTime,
     ) -> Result<(), PeerError> {
         let id = leaf_id(leaf)?;
-        if id.trust_domain() != &self.expected {
+        if let Some(expected) = self.expected.as_ref().filter(|td| *td != id.trust_domain()) {
             let got = id.trust_domain().clone();
-            return Err(PeerError::WrongDomain { expected: self.expected.clone(), got });
+            return Err(PeerError::WrongDomain { expected: expected.clone(), got });
         }
         check_chain(&self.trust, &id, leaf, rest, Role::Server, now)
     }
@@ -329,7 +335,7 @@ impl ClientCertVerifier for ClientCheck {
 
 impl std::fmt::Debug for ServerCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerCheck").field("expected", &self.expected.as_str()).finish_non_exhaustive()
+        f.debug_struct("ServerCheck").field("expected", &self.expected).finish_non_exhaustive()
     }
 }
 

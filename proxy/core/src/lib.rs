@@ -26,6 +26,7 @@
 //! | module | room |
 //! |---|---|
 //! | [`outbound`] | one import's connection |
+//! | [`alternatives`] | which of several domains an import uses |
 //! | [`inbound`] | the connections that others hold to our exports |
 //! | [`monitor`] | who watches which connections |
 //! | [`path`] | NSM's path rules |
@@ -36,6 +37,7 @@
 //! | [`clock`] | the time as a caller hands it in |
 //! | [`retry`] | how long to wait before the next attempt |
 
+pub mod alternatives;
 pub mod clock;
 pub mod fault;
 pub mod inbound;

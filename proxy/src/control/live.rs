@@ -13,8 +13,11 @@ use super::Refused;
 pub(crate) const MAX_ESTABLISHED: usize = 4096;
 /// Established connections of one trust domain. NSM opens one per call, so it is far more than Carrick's own two.
 pub(crate) const MAX_PER_PEER: usize = 512;
+/// Established connections of the own trust domain: its clients and endpoints have one or two each. A quarter is left to others.
+pub(crate) const MAX_OWN: usize = 3072;
 
 pub(super) struct Live {
+    own: TrustDomain,
     trust: TrustStore,
     peers: Arc<Mutex<HashMap<TrustDomain, Peer>>>,
 }
@@ -34,8 +37,8 @@ pub(super) struct LiveGuard {
 }
 
 impl Live {
-    pub(super) fn new(trust: TrustStore) -> Self {
-        Self { trust, peers: Arc::default() }
+    pub(super) fn new(own: TrustDomain, trust: TrustStore) -> Self {
+        Self { own, trust, peers: Arc::default() }
     }
 
     pub(super) fn enter(&self, trust_domain: &TrustDomain) -> Result<LiveGuard, Refused> {
@@ -55,7 +58,8 @@ impl Live {
             cut: CancellationToken::new(),
             roots,
         });
-        if peer.count >= MAX_PER_PEER {
+        let limit = if *trust_domain == self.own { MAX_OWN } else { MAX_PER_PEER };
+        if peer.count >= limit {
             return Err(Refused::PeerLimit(trust_domain.clone(), peer.count));
         }
         peer.count += 1;

@@ -61,8 +61,10 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams of one connection at a time: watches of a large peer and its calls beside them.
 pub const MAX_STREAMS: u32 = 1024;
-/// Calls of one connection that are worked on at a time; the others wait. Each may hold a message of [`MAX_MESSAGE`].
-pub const MAX_CALLS: usize = 32;
+/// Calls of one connection that are worked on at a time; the others wait. A request that passes through waits for the hops behind,
+/// and in a chain that comes by here again, for a call of its own on the same connection: a low bound would have it wait for itself.
+/// Each may hold a message of [`MAX_MESSAGE`], and a real one has some 100 KiB.
+pub const MAX_CALLS: usize = 256;
 /// A TLS handshake takes three round trips; who needs longer holds a place that others need.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Until the first answer of a handler. Ours decide from memory, so only a store that hangs comes near it.
@@ -140,7 +142,7 @@ impl ControlListener {
         let front = Arc::new(Front {
             acceptors: Acceptors::new(identity.clone(), trust.clone()),
             half_open: HalfOpen::new(),
-            live: Live::new(trust.clone()),
+            live: Live::new(identity.trust_domain(), trust.clone()),
             log: RefusalLog::new(),
             established,
             metrics,

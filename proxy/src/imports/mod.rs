@@ -1,11 +1,13 @@
 //! The services of other domains that this one uses: one task and one machine of the core for each.
 
+mod group;
 mod status;
 mod worker;
 
 use std::{collections::HashMap, sync::Arc};
 
-use carrick_model::{Domain, Payload, ServiceName};
+use carrick_model::{ConnectionId, Domain, Payload, ServiceName};
+pub use carrick_proxy_core::alternatives::Strategy;
 use carrick_proxy_core::{Fault, FaultKind, StepKind};
 use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
@@ -14,6 +16,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 pub use self::status::{FaultStatus, ImportState, ImportStatus};
 use self::{
+    group::Group,
     status::Board,
     worker::{Input, Worker},
 };
@@ -29,6 +32,17 @@ pub struct Import {
     pub service: ServiceName,
     /// What flows the listener takes; `None` where the service decides.
     pub payload: Option<Payload>,
+    /// Services of other domains that are as good.
+    pub others: Vec<ServiceName>,
+    /// Which of them all is used.
+    pub strategy: Strategy,
+}
+
+impl Import {
+    /// One service of one domain.
+    pub fn new(service: ServiceName, payload: Option<Payload>) -> Self {
+        Self { service, payload, others: Vec::new(), strategy: Strategy::Priority }
+    }
 }
 
 /// What does not become an import.
@@ -68,8 +82,16 @@ struct Inner {
 }
 
 struct Running {
-    inputs: mpsc::Sender<Input>,
+    members: Vec<Member>,
+    /// With several members, who of them is used.
+    group: Option<Group>,
     tasks: Tasks,
+}
+
+/// One service of an import.
+struct Member {
+    service: ServiceName,
+    inputs: mpsc::Sender<Input>,
     board: Arc<Board>,
     ended: JoinHandle<()>,
 }
@@ -90,26 +112,41 @@ impl Imports {
     /// Begins to connect. The data path hears of it when the connection is up, and why when it is not.
     pub fn add(&self, import: Import) -> Result<(), ImportError> {
         let inner = &*self.inner;
-        if import.service.domain() == &inner.domain {
-            return Err(ImportError::OwnDomain(import.service));
+        let services: Vec<ServiceName> =
+            [&import.service].into_iter().chain(&import.others).cloned().collect();
+        if let Some(own) = services.iter().find(|s| s.domain() == &inner.domain) {
+            return Err(ImportError::OwnDomain(own.clone()));
         }
         let mut running = inner.running.lock();
         if running.contains_key(&import.service) {
             return Err(ImportError::Exists(import.service));
         }
-        let (inputs, inbox) = mpsc::channel(INPUTS);
         let tasks = inner.tasks.child();
-        let board = Arc::new(Board::new(&import));
-        let worker = Worker::new(
-            &inner.domain,
-            import.clone(),
-            inner.peers.clone(),
-            Arc::clone(&inner.datapath),
-            Arc::clone(&board),
-            inner.metrics.clone(),
-        );
-        let ended = tasks.spawn("import", worker.run(inbox, tasks.clone()));
-        running.insert(import.service, Running { inputs, tasks, board, ended });
+        let group = (services.len() > 1).then(|| {
+            let strategy = import.strategy.clone();
+            Group::new(&import.service, &services, strategy, Arc::clone(&inner.datapath))
+        });
+        if let Some(group) = &group {
+            tasks.spawn("alternatives of an import", group.clone().run(tasks.clone()));
+        }
+        let member = |(index, service): (usize, ServiceName)| {
+            let (inputs, inbox) = mpsc::channel(INPUTS);
+            let own = Import::new(service.clone(), import.payload);
+            let board = Arc::new(Board::new(&own));
+            let datapath = group.as_ref().map_or_else(|| Arc::clone(&inner.datapath), |g| g.member(index));
+            let worker = Worker::new(
+                &inner.domain,
+                own,
+                inner.peers.clone(),
+                datapath,
+                Arc::clone(&board),
+                inner.metrics.clone(),
+            );
+            let ended = tasks.spawn("import", worker.run(inbox, tasks.clone()));
+            Member { service, inputs, board, ended }
+        };
+        let members = services.into_iter().enumerate().map(member).collect();
+        running.insert(import.service, Running { members, group, tasks });
         Ok(())
     }
 
@@ -117,9 +154,7 @@ impl Imports {
     /// if the peer answers within seconds. `false` when there is none.
     pub async fn remove(&self, service: &ServiceName) -> bool {
         let Some(running) = self.inner.running.lock().remove(service) else { return false };
-        running.tasks.stop();
-        // A task that panicked has ended too.
-        let _ended = running.ended.await;
+        running.end().await;
         true
     }
 
@@ -130,33 +165,39 @@ impl Imports {
             running.tasks.stop();
         }
         for running in all {
-            let _ended = running.ended.await;
+            running.end().await;
         }
     }
 
     /// A flow wants this import and it is down: try now.
     pub fn demand(&self, service: &ServiceName) {
-        self.tell(service, Input::Demand);
+        if let Some(running) = self.inner.running.lock().get(service) {
+            running.demand();
+        }
     }
 
     /// The peer's gateway refused a flow of this import because it does not know the connection, or the data path lost it
     /// in another way. It is asked for anew.
-    pub fn lost(&self, service: &ServiceName, why: &str) {
+    pub fn lost(&self, service: &ServiceName, connection: ConnectionId, why: &str) {
+        let running = self.inner.running.lock();
+        let Some(running) = running.get(service) else { return };
+        let holder = running.group.as_ref().map_or(Some(0), |group| group.holder(connection));
+        // One that no member holds any more is lost already.
+        let Some(member) = holder.and_then(|index| running.members.get(index)) else { return };
         let fault = Fault {
             step: StepKind::Keep,
-            peer: service.domain().clone(),
+            peer: member.service.domain().clone(),
             kind: FaultKind::UnknownConnection,
             detail: why.to_owned(),
             hint: "the peer has probably restarted; the connection is asked for anew".to_owned(),
         };
-        self.tell(service, Input::Lost(fault));
+        let _full = member.inputs.try_send(Input::Lost(fault));
     }
 
     /// Trust, peers or DNS settings changed: whatever is down tries now.
     pub fn retry(&self) {
         for running in self.inner.running.lock().values() {
-            // A full inbox holds a demand already.
-            let _full = running.inputs.try_send(Input::Demand);
+            running.demand();
         }
     }
 
@@ -167,17 +208,36 @@ impl Imports {
         all
     }
 
-    /// How each import stands, by name.
+    /// How each import stands, by name. One that several domains offer stands as that which is used.
     pub fn snapshot(&self) -> Vec<ImportStatus> {
         let mut all: Vec<ImportStatus> =
-            self.inner.running.lock().values().map(|r| r.board.snapshot()).collect();
+            self.inner.running.lock().iter().filter_map(|(name, r)| r.snapshot(name)).collect();
         all.sort_by(|a, b| a.service.cmp(&b.service));
         all
     }
+}
 
-    fn tell(&self, service: &ServiceName, input: Input) {
-        if let Some(running) = self.inner.running.lock().get(service) {
-            let _full = running.inputs.try_send(input);
+impl Running {
+    /// Tells all members to close, and waits for them.
+    async fn end(self) {
+        self.tasks.stop();
+        for member in self.members {
+            // A task that panicked has ended too.
+            let _ended = member.ended.await;
         }
+    }
+
+    fn demand(&self) {
+        for member in &self.members {
+            // A full inbox holds a demand already.
+            let _full = member.inputs.try_send(Input::Demand);
+        }
+    }
+
+    fn snapshot(&self, name: &ServiceName) -> Option<ImportStatus> {
+        let used = self.group.as_ref().and_then(|group| group.used().first().copied()).unwrap_or_default();
+        let status = self.members.get(used)?.board.snapshot();
+        let via = (&status.service != name).then(|| status.service.clone());
+        Some(ImportStatus { service: name.clone(), via, ..status })
     }
 }

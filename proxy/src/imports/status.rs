@@ -37,6 +37,8 @@ pub enum ImportState {
 pub struct ImportStatus {
     /// The service and its domain.
     pub service: ServiceName,
+    /// The service of another domain that is used in its place; `None` when it is the import's own.
+    pub via: Option<ServiceName>,
     /// What it carries; unknown until it was up, if the import leaves it to the service.
     pub payload: Option<Payload>,
     /// What it is at.
@@ -93,6 +95,7 @@ impl Board {
         Self {
             status: Mutex::new(ImportStatus {
                 service: import.service.clone(),
+                via: None,
                 payload: import.payload,
                 state: ImportState::Resolving,
                 since: SystemTime::now(),

@@ -72,6 +72,9 @@ pub(super) struct Worker {
     /// The endpoints as find and watch told them.
     view: View,
     gateways: Option<Arc<Gateways>>,
+    /// When the last request went out, and how long the answer took.
+    asked: Option<Instant>,
+    answered: Duration,
     route: Option<Route>,
     up: Option<ActiveGuard>,
     /// What was last written to the log, so that one outage is one line.
@@ -116,6 +119,8 @@ impl Worker {
             watch_fault: None,
             view: View::default(),
             gateways: None,
+            asked: None,
+            answered: Duration::ZERO,
             route: None,
             up: None,
             logged: None,
@@ -188,6 +193,7 @@ impl Worker {
             }
             Step::Request(attempt, request) => {
                 let request = wire::network_service_request(&request, &BTreeMap::new());
+                self.asked = Some(Instant::now());
                 async move {
                     let reply = peers.request(&domain, request).await;
                     Outcome::Replied(attempt, reply.map(Box::new))
@@ -234,6 +240,9 @@ impl Worker {
         });
         let outcome = if result.is_ok() { "granted" } else { "failed" };
         self.metrics.requests.of2("import", outcome).inc();
+        if result.is_ok() {
+            self.answered = self.asked.take().map_or(self.answered, |asked| asked.elapsed());
+        }
         let reply = match result {
             Ok(reply) => reply,
             Err(fault) => return self.fail(attempt, &fault, StepKind::Request),
@@ -305,6 +314,7 @@ impl Worker {
             payload: established.payload,
             gateways,
             port: established.port,
+            answered: self.answered,
         };
         if self.route.as_ref().is_some_and(|old| same(old, &route)) {
             return;
@@ -375,10 +385,10 @@ impl View {
     }
 }
 
-/// Whether two routes lead the same way: the order of addresses is drawn anew each time.
+/// Whether two routes lead the same way: the order of addresses is drawn anew each time, and no two answers take the same time.
 fn same(a: &Route, b: &Route) -> bool {
     let set = |r: &Route| r.gateways.iter().copied().collect::<BTreeSet<_>>();
-    let rest = |r: &Route| Route { gateways: Vec::new(), ..r.clone() };
+    let rest = |r: &Route| Route { gateways: Vec::new(), answered: Duration::ZERO, ..r.clone() };
     rest(a) == rest(b) && set(a) == set(b)
 }
 

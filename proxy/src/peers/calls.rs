@@ -81,6 +81,44 @@ impl Peers {
         })
     }
 
+    /// One endpoint of `domain` by its name.
+    pub(crate) async fn find_endpoint(
+        &self,
+        domain: &Domain,
+        name: &str,
+    ) -> Result<Option<NetworkServiceEndpoint>, PeerFault> {
+        let pattern = NetworkServiceEndpoint { name: name.to_owned(), ..Default::default() };
+        let all =
+            self.call(domain, Role::Registry, "Find", |channel| find_like(channel, pattern.clone())).await?;
+        Ok(all.into_iter().find(|e| e.name == name))
+    }
+
+    /// The endpoints of a service of `domain`, whatever its name is.
+    pub(crate) async fn find_endpoints(
+        &self,
+        domain: &Domain,
+        service: &str,
+    ) -> Result<Vec<NetworkServiceEndpoint>, PeerFault> {
+        self.call(domain, Role::Registry, "Find", |channel| find(channel, service)).await
+    }
+
+    /// One service of `domain` by its name.
+    pub(crate) async fn find_service(
+        &self,
+        domain: &Domain,
+        name: &str,
+    ) -> Result<Option<NetworkService>, PeerFault> {
+        let all = self
+            .call(domain, Role::Registry, "Find (services)", |channel| find_services(channel, name))
+            .await?;
+        Ok(all.into_iter().find(|s| s.name == name))
+    }
+
+    /// The shared connection to the connection manager of `domain`.
+    pub(crate) async fn connect_link(&self, domain: &Domain) -> Result<Link, PeerFault> {
+        self.pooled(domain, Role::Connect).await.map(|(_, pooled)| pooled.link)
+    }
+
     /// Makes or renews a connection.
     pub async fn request(
         &self,
@@ -99,7 +137,9 @@ impl Peers {
 
     /// What `domain` offers: all services with their endpoints, by name.
     pub async fn services(&self, domain: &Domain) -> Result<Vec<PeerService>, PeerFault> {
-        let services = self.call(domain, Role::Registry, "Find (services)", find_services).await?;
+        let services = self
+            .call(domain, Role::Registry, "Find (services)", |channel| find_services(channel, ""))
+            .await?;
         let endpoints = self.call(domain, Role::Registry, "Find", |channel| find(channel, "")).await?;
         let mut all: BTreeMap<String, PeerService> = BTreeMap::new();
         let of = |name: &str| split_name(name).0.to_owned();
@@ -225,12 +265,23 @@ pub(crate) async fn find(
     channel: TokenChannel,
     service: &str,
 ) -> Result<Vec<NetworkServiceEndpoint>, Status> {
-    let answer = registry(channel).find(with_deadline(Request::new(query(service, false)))).await?;
+    find_like(channel, pattern(service)).await
+}
+
+/// The endpoints that match `pattern`.
+async fn find_like(
+    channel: TokenChannel,
+    pattern: NetworkServiceEndpoint,
+) -> Result<Vec<NetworkServiceEndpoint>, Status> {
+    let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern), watch: false };
+    let answer = registry(channel).find(with_deadline(Request::new(query))).await?;
     collect(answer.into_inner(), |r: NetworkServiceEndpointResponse| r.network_service_endpoint).await
 }
 
-async fn find_services(channel: TokenChannel) -> Result<Vec<NetworkService>, Status> {
-    let query = NetworkServiceQuery { network_service: Some(NetworkService::default()), watch: false };
+/// The services of this name; all when it is empty.
+async fn find_services(channel: TokenChannel, name: &str) -> Result<Vec<NetworkService>, Status> {
+    let pattern = NetworkService { name: name.to_owned(), ..NetworkService::default() };
+    let query = NetworkServiceQuery { network_service: Some(pattern), watch: false };
     let mut client = NetworkServiceRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let answer = client.find(with_deadline(Request::new(query))).await?;
     collect(answer.into_inner(), |r| r.network_service).await
@@ -248,9 +299,13 @@ async fn collect<R, T>(mut answer: Streaming<R>, item: impl Fn(R) -> Option<T>) 
 }
 
 fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
+    NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern(service)), watch }
+}
+
+/// Any endpoint of a service; any at all when `service` is empty.
+fn pattern(service: &str) -> NetworkServiceEndpoint {
     let names = if service.is_empty() { Vec::new() } else { vec![service.to_owned()] };
-    let pattern = NetworkServiceEndpoint { network_service_names: names, ..Default::default() };
-    NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern), watch }
+    NetworkServiceEndpoint { network_service_names: names, ..Default::default() }
 }
 
 /// The peer is told how long we wait, so that it does not work for nobody.

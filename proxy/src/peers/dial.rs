@@ -13,7 +13,11 @@ use carrick_runtime::race;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -94,7 +98,7 @@ pub(super) async fn dial(
     let cut = CancellationToken::new();
     let stream = Severable::new(stream, cut.clone());
     let cause = stream.cause();
-    let channel = channel(domain, stream).await.map_err(|error| PeerFault::Broken {
+    let channel = channel_over(domain.as_str(), stream).await.map_err(|error| PeerFault::Broken {
         domain: domain.clone(),
         addr,
         call: "connect",
@@ -122,12 +126,12 @@ fn server_name(domain: &Domain) -> ServerName<'static> {
 }
 
 /// HTTP/2 over `stream`, and over nothing else: tonic would reconnect behind our back, in a loop if the peer refuses our
-/// certificate, so its second call for a connection fails.
-async fn channel(
-    domain: &Domain,
-    stream: Severable<TlsStream<TcpStream>>,
-) -> Result<Channel, tonic::transport::Error> {
-    let uri = Uri::try_from(format!("http://{domain}")).unwrap_or_else(|_| Uri::from_static("http://peer"));
+/// certificate, so its second call for a connection fails. `name` is the authority of the calls.
+pub(crate) async fn channel_over<S>(name: &str, stream: S) -> Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let uri = Uri::try_from(format!("http://{name}")).unwrap_or_else(|_| Uri::from_static("http://peer"));
     let endpoint = Endpoint::from(uri)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -28,12 +28,15 @@ use futures::{
 };
 use parking_lot::Mutex;
 
-pub(crate) use self::calls::{answered, close_on, find, request_on};
 pub use self::{
     calls::{PeerService, WatchItem},
     dial::Link,
     fault::{DialFault, PeerFault},
     trust_map::TrustMap,
+};
+pub(crate) use self::{
+    calls::{answered, close_on, find, request_on},
+    dial::channel_over,
 };
 use crate::resolve::{Gateways, Resolver};
 

@@ -10,6 +10,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+mod catalogue;
+pub mod workload;
+
 use carrick_identity::{EmbeddedCa, Identity, TrustStore};
 use carrick_model::{ConnectionId, Domain, ExportTarget, ServiceName, SpiffeId, TrustDomain};
 use carrick_proto::registry::{
@@ -18,6 +21,7 @@ use carrick_proto::registry::{
     network_service_endpoint_registry_server::{
         NetworkServiceEndpointRegistry, NetworkServiceEndpointRegistryServer,
     },
+    network_service_registry_server::NetworkServiceRegistryServer,
 };
 use carrick_proxy::{
     catalogue::LocalExport,
@@ -26,9 +30,11 @@ use carrick_proxy::{
     explain::Explainer,
     exports::Exports,
     imports::{Import, ImportStatus, Imports},
+    monitor::Monitors,
     peers::{Peers, TrustMap},
     resolve::{Resolver, ResolverSettings, StaticPeer},
     server::NetworkServer,
+    transit::{SelectSettings, TransitParts, TransitSettings, Transits},
 };
 use carrick_proxy_core::inbound::InboundSettings;
 use carrick_runtime::Tasks;
@@ -37,6 +43,8 @@ use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinHandle};
 use tonic::{Request, Response, Status, service::Routes};
+
+pub use self::catalogue::SiteCatalogue;
 
 /// Longest wait for something that happens within a second or so.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -94,11 +102,13 @@ pub struct Site {
     pub exports: Exports,
     pub control: SocketAddr,
     pub registry: watch::Sender<Vec<NetworkServiceEndpoint>>,
+    pub catalogue: Arc<SiteCatalogue>,
+    pub transits: Transits,
     pub tasks: Tasks,
     pub max_lease: Duration,
     pub identity: Identity,
     serving: JoinHandle<()>,
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
 }
 
 impl Site {
@@ -133,8 +143,19 @@ impl Site {
         let dp: Arc<dyn DataPath> = datapath.clone();
         let imports = Imports::new(domain.clone(), peers.clone(), dp, tasks.child(), metrics.clone());
         let registry = watch::Sender::new(Vec::new());
-        let (exports, serving) =
-            serve(&domain, max_lease, &datapath, &trust, &identity, &registry, &tasks, &metrics, listener);
+        let catalogue = Arc::new(SiteCatalogue::new(registry.subscribe()));
+        let Served { exports, transits, serving } = serve(Parts {
+            domain: &domain,
+            max_lease,
+            datapath: &datapath,
+            trust: &trust,
+            identity: &identity,
+            catalogue: &catalogue,
+            peers: &peers,
+            tasks: &tasks,
+            metrics: &metrics,
+            listener,
+        });
         Self {
             domain,
             trust,
@@ -146,11 +167,13 @@ impl Site {
             exports,
             control,
             registry,
+            catalogue,
+            transits,
             tasks,
             max_lease,
             identity,
             serving,
-            _state: state,
+            state,
         }
     }
 
@@ -162,17 +185,19 @@ impl Site {
         self.tasks = Tasks::new();
         let listener = ControlListener::bind(self.control).await.unwrap();
         let exports = self.exports.list();
-        (self.exports, self.serving) = serve(
-            &domain,
-            self.max_lease,
-            &self.datapath,
-            &self.trust,
-            &self.identity,
-            &self.registry,
-            &self.tasks,
-            &self.metrics,
+        let served = serve(Parts {
+            domain: &domain,
+            max_lease: self.max_lease,
+            datapath: &self.datapath,
+            trust: &self.trust,
+            identity: &self.identity,
+            catalogue: &self.catalogue,
+            peers: &self.peers,
+            tasks: &self.tasks,
+            metrics: &self.metrics,
             listener,
-        );
+        });
+        Served { exports: self.exports, transits: self.transits, serving: self.serving } = served;
         self.exports.set(exports);
     }
 
@@ -193,11 +218,30 @@ impl Site {
     }
 
     pub fn finds(&self, domain: &Domain, control: SocketAddr) {
-        self.resolver.set_peers(vec![StaticPeer {
-            domain: domain.clone(),
-            control: vec![control.into()],
+        self.finds_all(&[(domain, control)]);
+    }
+
+    pub fn finds_all(&self, all: &[(&Domain, SocketAddr)]) {
+        let peer = |(domain, control): &(&Domain, SocketAddr)| StaticPeer {
+            domain: (*domain).clone(),
+            control: vec![(*control).into()],
             tunnel: vec![],
-        }]);
+        };
+        self.resolver.set_peers(all.iter().map(peer).collect());
+    }
+
+    /// Another identity of this domain: that of a workload in it.
+    pub fn workload_identity(&self, name: &str) -> Identity {
+        let td = self.identity.trust_domain();
+        let now = SystemTime::now();
+        let ca = EmbeddedCa::open_or_create(self.state.path(), &td, now).unwrap();
+        let id = SpiffeId::new(format!("spiffe://{td}/{name}")).unwrap();
+        Identity::embedded(ca, id, Duration::from_secs(3600), now).unwrap()
+    }
+
+    /// The domain's endpoints, behind whatever urls they have.
+    pub fn registers(&self, endpoints: Vec<NetworkServiceEndpoint>) {
+        self.registry.send_replace(endpoints);
     }
 
     /// Exports `service` under one endpoint for each of `names`, in the registry too.
@@ -216,7 +260,7 @@ impl Site {
 
     pub fn import(&self, service: &str) -> ServiceName {
         let service: ServiceName = service.parse().unwrap();
-        self.imports.add(Import { service: service.clone(), payload: None }).unwrap();
+        self.imports.add(Import::new(service.clone(), None)).unwrap();
         service
     }
 
@@ -257,31 +301,64 @@ impl Drop for Site {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "it is what `new` and `restart_server` share")]
-fn serve(
-    domain: &Domain,
+/// What `new` and `restart_server` share.
+struct Parts<'a> {
+    domain: &'a Domain,
     max_lease: Duration,
-    datapath: &Arc<Recorder>,
-    trust: &TrustStore,
-    identity: &Identity,
-    registry: &watch::Sender<Vec<NetworkServiceEndpoint>>,
-    tasks: &Tasks,
-    metrics: &Metrics,
+    datapath: &'a Arc<Recorder>,
+    trust: &'a TrustStore,
+    identity: &'a Identity,
+    catalogue: &'a Arc<SiteCatalogue>,
+    peers: &'a Peers,
+    tasks: &'a Tasks,
+    metrics: &'a Metrics,
     listener: ControlListener,
-) -> (Exports, JoinHandle<()>) {
+}
+
+struct Served {
+    exports: Exports,
+    transits: Transits,
+    serving: JoinHandle<()>,
+}
+
+fn serve(parts: Parts<'_>) -> Served {
+    let Parts { domain, max_lease, datapath, trust, identity, catalogue, peers, tasks, metrics, listener } =
+        parts;
     let mut settings = InboundSettings::new(domain.clone());
     settings.max_lease = max_lease;
+    let mut passing = TransitSettings::new(settings.own_name.clone());
+    passing.max_lease = max_lease;
     let tunnel = vec!["127.0.0.1:9".parse().unwrap()];
     let dp: Arc<dyn DataPath> = datapath.clone();
-    let exports = Exports::new(settings, tunnel, dp, identity, trust, tasks, metrics.clone());
+    let td = identity.trust_domain();
+    let monitors = Monitors::new(td.clone(), tasks);
+    let exports =
+        Exports::new(settings, tunnel, dp, identity, trust, monitors.clone(), tasks, metrics.clone());
+    let select =
+        SelectSettings { domain: domain.clone(), trust_domain: td, forwarder: Some("forwarder".to_owned()) };
+    let transit_parts = TransitParts {
+        settings: passing,
+        select,
+        catalogue: catalogue.clone(),
+        peers: peers.clone(),
+        identity: identity.clone(),
+        trust: trust.clone(),
+        monitors: monitors.clone(),
+        metrics: metrics.clone(),
+    };
+    let transits = Transits::new(transit_parts, tasks);
+    transits.set_own_urls(vec![format!("tcp://{}", listener.local_addr())]);
     let mut routes = Routes::builder();
-    routes.add_service(NetworkServer::new(exports.clone(), metrics.clone()).into_service());
-    routes.add_service(NetworkServiceEndpointRegistryServer::new(Registry(registry.subscribe())));
+    let network = NetworkServer::new(exports.clone(), metrics.clone()).with_transits(transits.clone());
+    routes.add_service(network.into_service());
+    routes.add_service(monitors.into_service());
+    routes.add_service(NetworkServiceEndpointRegistryServer::new(Registry(catalogue.endpoints())));
+    routes.add_service(NetworkServiceRegistryServer::new(catalogue::Services(catalogue.clone())));
     let (identity, trust, tasks, metrics) = (identity.clone(), trust.clone(), tasks.clone(), metrics.clone());
     let serving = tokio::spawn(async move {
         listener.serve(routes.routes(), &identity, &trust, tasks, metrics).await;
     });
-    (exports, serving)
+    Served { exports, transits, serving }
 }
 
 fn endpoint(name: &str, service: &str) -> NetworkServiceEndpoint {
@@ -318,10 +395,13 @@ impl NetworkServiceEndpointRegistry for Registry {
 
     async fn find(&self, request: Request<NetworkServiceEndpointQuery>) -> Result<Response<Found>, Status> {
         let query = request.into_inner();
-        let wanted = query.network_service_endpoint.unwrap_or_default().network_service_names;
+        let pattern = query.network_service_endpoint.unwrap_or_default();
         let mut list = self.0.clone();
-        let fits =
-            move |e: &NetworkServiceEndpoint| wanted.iter().all(|w| e.network_service_names.contains(w));
+        let fits = move |e: &NetworkServiceEndpoint| {
+            let wanted = &pattern.network_service_names;
+            (pattern.name.is_empty() || pattern.name == e.name)
+                && wanted.iter().all(|w| e.network_service_names.contains(w))
+        };
         let told = |endpoint: &NetworkServiceEndpoint, deleted| {
             Ok(NetworkServiceEndpointResponse { network_service_endpoint: Some(endpoint.clone()), deleted })
         };

@@ -256,8 +256,31 @@ pub(crate) enum Origin {
 /// `carrick connections`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConnectionList {
-    /// In order of their start.
+    /// Those that end here, in order of their start.
     pub(crate) connections: Vec<ConnectionRow>,
+    /// Those that pass through to another hop, by service.
+    pub(crate) passing: Vec<PassingRow>,
+}
+
+/// A connection that passes through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PassingRow {
+    /// The id this daemon knows it by.
+    pub(crate) id: String,
+    /// The service, as its owner wrote it.
+    pub(crate) service: String,
+    /// SPIFFE ID of the hop before.
+    pub(crate) owner: String,
+    /// Name of the endpoint, as it is called on the next hop.
+    pub(crate) endpoint: String,
+    /// The next hop.
+    pub(crate) next: String,
+    /// `up`, or `down`: the next hop says so, or says nothing.
+    pub(crate) state: String,
+    /// Since when it passes.
+    pub(crate) since: Timestamp,
+    /// When it ends unless it is refreshed.
+    pub(crate) expires: Timestamp,
 }
 
 /// An established client-endpoint relation.

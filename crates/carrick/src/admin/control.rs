@@ -5,8 +5,8 @@ use std::future::Future;
 use carrick_model::{Domain, ListenAddress, ServiceName};
 
 use crate::admin::api::{
-    ConnectReply, ConnectRequest, ConnectionRow, ExplainReport, Problem, ReloadReply, ServiceRow, Status,
-    TrustRow,
+    ConnectReply, ConnectRequest, ConnectionRow, ExplainReport, PassingRow, Problem, ReloadReply, ServiceRow,
+    Status, TrustRow,
 };
 
 /// The daemon as the admin API sees it; the composition root implements it.
@@ -28,6 +28,9 @@ pub(crate) trait Control: Send + Sync + 'static {
 
     /// Connections in both directions.
     fn connections(&self) -> impl Future<Output = Vec<ConnectionRow>> + Send;
+
+    /// Connections that pass through, by service.
+    fn passing(&self) -> impl Future<Output = Vec<PassingRow>> + Send;
 
     /// Walks the steps from `name` to a flow. A step that fails is part of the report, not an error.
     fn explain(&self, name: ServiceName) -> impl Future<Output = ExplainReport> + Send;

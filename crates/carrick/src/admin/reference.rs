@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::{
     admin::api::{
         ConnectReply, ConnectRequest, ConnectionList, ConnectionRow, Direction, DisconnectRequest,
-        ExplainReport, ExplainStep, ImportState, Origin, Problem, ProblemCode, ReloadReply, ServiceList,
-        ServiceRow, StepKind, Timestamp, TrustList, TrustRow, Verdict,
+        ExplainReport, ExplainStep, ImportState, Origin, PassingRow, Problem, ProblemCode, ReloadReply,
+        ServiceList, ServiceRow, StepKind, Timestamp, TrustList, TrustRow, Verdict,
     },
     cli::status::tests::{ago, now, sample},
 };
@@ -62,9 +62,9 @@ fn page() -> String {
     part(
         &mut text,
         "GET /v1/connections",
-        "Connections in both directions, the oldest first.",
+        "Connections in both directions, the oldest first, and those that pass through to another hop.",
         None::<&()>,
-        Some(&ConnectionList { connections: vec![connection_row(service())] }),
+        Some(&ConnectionList { connections: vec![connection_row(service())], passing: vec![passing_row()] }),
     );
     part(
         &mut text,
@@ -184,6 +184,19 @@ fn connection_row(service: carrick_model::ServiceName) -> ConnectionRow {
         since: ago(90),
         expires: Some(Timestamp(now() + Duration::from_secs(300))),
         flows: 12,
+    }
+}
+
+fn passing_row() -> PassingRow {
+    PassingRow {
+        id: "7c1f5b0e-2d1a-4f0e-8f57-0c0b8f5d2a10".into(),
+        service: "web@onprem.test".into(),
+        owner: "spiffe://cloud.test/ns/shop/pod/client".into(),
+        endpoint: "web-0@onprem.test".into(),
+        next: "the gateway of onprem.test".into(),
+        state: "up".into(),
+        since: ago(60),
+        expires: Timestamp(now() + Duration::from_secs(540)),
     }
 }
 

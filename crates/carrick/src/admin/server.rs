@@ -193,7 +193,8 @@ async fn services<C: Control>(
 async fn connections<C: Control>(State(shared): State<Shared<C>>) -> Response {
     let mut connections = shared.control.connections().await;
     connections.sort_by_key(|c| c.since);
-    axum::Json(ConnectionList { connections }).into_response()
+    let passing = shared.control.passing().await;
+    axum::Json(ConnectionList { connections, passing }).into_response()
 }
 
 #[derive(Deserialize)]

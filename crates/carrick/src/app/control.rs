@@ -18,8 +18,8 @@ use crate::admin::{
     VERSION,
     api::{
         ConnectReply, ConnectRequest, ConnectionRow, Counters, Direction, ExplainReport, ExplainStep,
-        ExportRow, IdentityRow, ImportRow, ImportState, ListenerRow, Origin, PeerRow, Problem, ProblemCode,
-        ReloadReply, ServiceRow, Status, StepKind, TrustRow, TunnelRow, Verdict, micros,
+        ExportRow, IdentityRow, ImportRow, ImportState, ListenerRow, Origin, PassingRow, PeerRow, Problem,
+        ProblemCode, ReloadReply, ServiceRow, Status, StepKind, TrustRow, TunnelRow, Verdict, micros,
     },
     control::Control,
 };
@@ -83,6 +83,20 @@ impl Control for Admin {
         rows.extend(incoming_rows(daemon));
         rows.sort_by_key(|row| row.since);
         rows
+    }
+
+    async fn passing(&self) -> Vec<PassingRow> {
+        let row = |c: carrick_proxy::transit::TransitStatus| PassingRow {
+            id: c.id,
+            service: c.service,
+            owner: c.owner,
+            endpoint: c.endpoint,
+            next: c.next,
+            state: if c.down { "down" } else { "up" }.to_owned(),
+            since: c.since.into(),
+            expires: c.lease_end.into(),
+        };
+        self.0.transits.connections().into_iter().map(row).collect()
     }
 
     async fn explain(&self, name: ServiceName) -> ExplainReport {

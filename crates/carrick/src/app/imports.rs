@@ -13,7 +13,7 @@ use carrick_gateway::{Gateway, GatewayError, ListenerKey};
 use carrick_model::{ListenAddress, Payload, ServiceName};
 use carrick_proxy::{
     dns::{OwnDomain, VirtualIps, Zone, ZoneHandle},
-    imports::{Import as Connection, ImportError, Imports},
+    imports::{Import as Connection, ImportError, Imports, Strategy},
 };
 use parking_lot::Mutex;
 
@@ -92,7 +92,7 @@ impl Listeners {
         self.known.lock().entry(import.service.clone()).or_default().port = import.port;
         let connected = self.name(&import.service).and_then(|()| {
             let payload = import.listen.as_ref().map(ListenAddress::payload);
-            match imports.add(Connection { service: import.service.clone(), payload }) {
+            match imports.add(connection(import, payload)) {
                 // `carrick connect` was there before.
                 Err(ImportError::Exists(_)) => Ok(()),
                 added => Ok(added?),
@@ -112,7 +112,7 @@ impl Listeners {
         asked: &ListenAddress,
     ) -> Result<ListenAddress, AddError> {
         let bound = self.open(service, asked, true)?;
-        match imports.add(Connection { service: service.clone(), payload: Some(asked.payload()) }) {
+        match imports.add(Connection::new(service.clone(), Some(asked.payload()))) {
             Ok(()) | Err(ImportError::Exists(_)) => Ok(bound),
             Err(error) => {
                 self.close(service, asked);
@@ -285,6 +285,16 @@ impl Listeners {
             self.gateway.unlisten(&ListenerKey { service: service.clone(), address: old });
         }
     }
+}
+
+/// An import of the config as the proxy takes it.
+fn connection(import: &Import, payload: Option<Payload>) -> Connection {
+    let strategy = match &import.strategy {
+        carrick_config::Strategy::Priority => Strategy::Priority,
+        carrick_config::Strategy::Weighted(shares) => Strategy::Weighted(shares.clone()),
+        carrick_config::Strategy::Nearest => Strategy::Nearest,
+    };
+    Connection { others: import.others.clone(), strategy, ..Connection::new(import.service.clone(), payload) }
 }
 
 /// The virtual addresses of the last run; a file that cannot be read costs only that.

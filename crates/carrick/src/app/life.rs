@@ -86,7 +86,8 @@ fn marks(daemon: &Daemon) -> Vec<Mark> {
         .collect()
 }
 
-fn mark(path: &Path) -> Option<(SystemTime, u64, u64)> {
+/// Time, size and inode of a file; `None` when it is not there.
+pub(super) fn mark(path: &Path) -> Option<(SystemTime, u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))

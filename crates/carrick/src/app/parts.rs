@@ -20,9 +20,11 @@ use carrick_proxy::{
     explain::Explainer,
     exports::Exports,
     imports::Imports,
+    monitor::Monitors,
     peers::{Peers, TrustMap},
     resolve::{Resolver, ResolverSettings, StaticPeer},
     server::NetworkServer,
+    transit::{SelectSettings, TransitParts, TransitSettings, Transits},
 };
 use carrick_registry::{Admission, Registry};
 use carrick_runtime::{Readiness, Tasks, notify};
@@ -31,8 +33,9 @@ use parking_lot::Mutex;
 use tonic::service::Routes;
 
 use super::{
-    bridge::{GatewayPath, ImportPlane},
+    bridge::{GatewayPath, ImportPlane, RegistryView},
     control::Admin,
+    flat_files,
     imports::{Listeners, Names, saved},
     life, reload, store,
     trust::{self, Trusted},
@@ -49,6 +52,8 @@ const GATEWAY_PATH: &str = "/carrick/gateway";
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// The file of virtual addresses in the state directory.
 const VIRTUAL_IPS: &str = "virtual_ips.json";
+/// The service under which NSM's forwarders register (`NSM_FORWARDER_NETWORK_SERVICE_NAME`).
+const FORWARDER: &str = "forwarder";
 /// Names whose DNS answers are kept (design: 10,000 domains known).
 const KNOWN_DOMAINS: usize = 10_000;
 
@@ -68,6 +73,8 @@ pub(crate) struct Daemon {
     pub(crate) readiness: Readiness,
     pub(crate) gateway: Gateway,
     pub(crate) exports: Exports,
+    pub(crate) transits: Transits,
+    pub(crate) monitors: Monitors,
     pub(crate) imports: Imports,
     pub(crate) listeners: Arc<Listeners>,
     pub(crate) peers: Peers,
@@ -170,18 +177,40 @@ impl Daemon {
         resolver.set_peers(static_peers(&config));
         let peers = Peers::new(identity.clone(), trust.clone(), trust_map.clone(), resolver.clone(), &tasks);
         let tunnel_addresses = tunnel_addresses(&advertised, addresses.tunnel.port());
+        let monitors = Monitors::new(config.trust_domain.clone(), &tasks);
+        let own_name = config.compat.nsm.name.clone();
+        let inbound =
+            InboundSettings { own_name: own_name.clone(), ..InboundSettings::new(config.domain.clone()) };
         let exports = Exports::new(
-            InboundSettings::new(config.domain.clone()),
+            inbound,
             tunnel_addresses,
             datapath.clone(),
             &identity,
             &trust,
+            monitors.clone(),
             &tasks,
             metrics.clone(),
         );
         let registry = Registry::new(config.domain.clone(), config.trust_domain.clone(), &tasks, &metrics);
         registry.set_admission(admission(&config)).await;
         registry.attach(store, identity.clone());
+        let transits = Transits::new(
+            TransitParts {
+                settings: TransitSettings::new(own_name),
+                select: SelectSettings {
+                    domain: config.domain.clone(),
+                    trust_domain: config.trust_domain.clone(),
+                    forwarder: Some(FORWARDER.to_owned()),
+                },
+                catalogue: Arc::new(RegistryView { registry: registry.clone(), own: identity.id() }),
+                peers: peers.clone(),
+                identity: identity.clone(),
+                trust: trust.clone(),
+                monitors: monitors.clone(),
+                metrics: metrics.clone(),
+            },
+            &tasks,
+        );
         let imports =
             Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
         let explainer = Explainer::new(peers.clone(), exports.clone());
@@ -200,6 +229,8 @@ impl Daemon {
             readiness,
             gateway,
             exports,
+            transits,
+            monitors,
             imports,
             listeners,
             peers,
@@ -227,6 +258,7 @@ impl Daemon {
         }
         daemon.serve(control_listener, socket, admin_listener, dns_server);
         life::keep(&daemon);
+        flat_files::keep(&daemon);
         drop(starting);
         notify::ready();
         daemon.announce();
@@ -242,7 +274,9 @@ impl Daemon {
     ) {
         let (identity, trust, tasks) = (self.identity.clone(), self.trust.clone(), self.tasks.clone());
         let (metrics, registry) = (self.metrics.clone(), self.registry.clone());
-        let network = NetworkServer::new(self.exports.clone(), metrics.clone()).into_service();
+        let network = NetworkServer::new(self.exports.clone(), metrics.clone());
+        let network = network.with_transits(self.transits.clone()).into_service();
+        let monitor = self.monitors.clone().into_service();
         let _served = self.tasks.spawn("control", async move {
             let (reporter, health) = tonic_health::server::health_reporter();
             for name in HEALTHY {
@@ -250,6 +284,7 @@ impl Daemon {
             }
             let routes = Routes::new(health)
                 .add_service(network)
+                .add_service(monitor)
                 .add_service(registry.service_registry())
                 .add_service(registry.endpoint_registry());
             control.serve(routes, &identity, &trust, tasks, metrics).await;
@@ -286,9 +321,10 @@ impl Daemon {
 }
 
 /// Names whose health is told; the empty one is the whole server (gRPC health checking protocol).
-const HEALTHY: [&str; 4] = [
+const HEALTHY: [&str; 5] = [
     "",
     "networkservice.NetworkService",
+    "connection.MonitorConnection",
     "registry.NetworkServiceRegistry",
     "registry.NetworkServiceEndpointRegistry",
 ];

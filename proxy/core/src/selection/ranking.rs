@@ -148,11 +148,11 @@ fn priority(endpoint: &NetworkServiceEndpoint, service: &str) -> u32 {
 
 /// How close an endpoint is: the higher the closer, 0 when nothing is known.
 fn closeness(endpoint: &NetworkServiceEndpoint, service: &str, labels: &Labels) -> usize {
-    let same = |place: &&str| match (labels.get(*place), label(endpoint, service, place)) {
+    let same = |place: &str| match (labels.get(place), label(endpoint, service, place)) {
         (Some(here), Some(there)) => !here.is_empty() && here == there,
         _ => false,
     };
-    PLACES.iter().position(|place| same(&place)).map_or(0, |i| PLACES.len() - i)
+    PLACES.iter().position(|place| same(place)).map_or(0, |i| PLACES.len() - i)
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ pub(super) enum Doing {
         ticket: Ticket,
     },
     /// Telling a hop that may remember the connection that it is over.
-    Sweeping(Leftover),
+    Sweeping(Box<Leftover>),
 }
 
 #[derive(Debug)]

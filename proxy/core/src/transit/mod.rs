@@ -39,12 +39,12 @@ use std::{
 };
 
 use carrick_model::{SpiffeId, TrustDomain};
-use carrick_proto::connection::State;
+use carrick_proto::connection::{Connection, State};
 
 pub use self::words::{
     Candidate, Carried, EndReason, Hop, HopClose, HopFault, HopFaultKind, HopRequest, SelectQuery, Step,
     StepId, Ticket, TransitConnection, TransitEvent, TransitFault, TransitRefusal, TransitRequest,
-    TransitSettings,
+    TransitSettings, Verdict,
 };
 use self::{
     address::AddressMap,
@@ -507,7 +507,7 @@ impl Transit {
                     let Some(due) = entry.leftovers.iter().position(|l| l.next <= now.mono) else { return };
                     let leftover = entry.leftovers.swap_remove(due);
                     let close = HopClose { hop: leftover.hop.clone(), carried: leftover.carried.clone() };
-                    let step = self.step(entry, Doing::Sweeping(leftover));
+                    let step = self.step(entry, Doing::Sweeping(Box::new(leftover)));
                     self.steps.push_back(Step::Close(step, Box::new(close)));
                 }
             }
@@ -517,6 +517,12 @@ impl Transit {
     fn begin(&mut self, entry: &mut Entry, ticket: Ticket, mut request: Box<TransitRequest>, now: Now) {
         if request.deadline <= now.mono {
             return self.events.push_back(TransitEvent::Failed(ticket, TransitFault::Late));
+        }
+        if entry.held.is_none() {
+            // So long a hop may remember what we are about to ask of it.
+            let caller = (request.carried.path.index as usize).checked_sub(1);
+            let end = caller.and_then(|i| request.carried.path.segments.get(i)).and_then(|s| s.expires);
+            entry.lease_end = now.mono + self.lease(end, now).unwrap_or_default();
         }
         if request.carried.connection.state() == State::ReselectRequested {
             request.carried.connection.network_service_endpoint_name.clear();
@@ -545,7 +551,8 @@ impl Transit {
         result: Result<Vec<Candidate>, HopFault>,
         now: Now,
     ) {
-        let mut candidates = match (result, &entry.held) {
+        let same = entry.held.as_ref().filter(|held| held.is_what(&request.carried.connection));
+        let mut candidates = match (result, same) {
             (Ok(candidates), _) if !candidates.is_empty() => candidates,
             // The registry may have lost the endpoint, or be lost itself; the connection is alive as long as its endpoint says so.
             (_, Some(held)) => vec![held.candidate()],
@@ -630,7 +637,8 @@ impl Transit {
         entry.leftovers.retain(|l| l.hop != current.hop);
         let moved = entry.held.as_ref().is_none_or(|h| h.hop != current.hop);
         let endpoint = reply.connection.network_service_endpoint_name.clone();
-        self.events.push_back(TransitEvent::Tried { known_as: current.known_as.clone(), granted: true });
+        self.events
+            .push_back(TransitEvent::Tried { known_as: current.known_as.clone(), verdict: Verdict::Granted });
         entry.held = Some(Held {
             hop: current.hop.clone(),
             asked_service: asked.network_service.clone(),
@@ -662,7 +670,9 @@ impl Transit {
             // Others behind the same hop are not reached either.
             rest.retain(|c| c.hop != current.hop);
         }
-        self.events.push_back(TransitEvent::Tried { known_as: current.known_as, granted: false });
+        let refused = fault.kind == HopFaultKind::Refused;
+        let verdict = if refused { Verdict::Refused } else { Verdict::Silent };
+        self.events.push_back(TransitEvent::Tried { known_as: current.known_as, verdict });
         faults.push((current.hop.to_string(), fault));
         self.ask(entry, ticket, request, rest, faults, now);
     }
@@ -773,6 +783,13 @@ impl Doing {
 }
 
 impl Held {
+    /// Whether a request is for what is held, and not for something else under the same id.
+    fn is_what(&self, asked: &Connection) -> bool {
+        let endpoint = &asked.network_service_endpoint_name;
+        self.asked_service == asked.network_service
+            && (endpoint.is_empty() || endpoint == &self.shown.connection.network_service_endpoint_name)
+    }
+
     /// The way the connection goes now.
     fn candidate(&self) -> Candidate {
         Candidate {

@@ -308,6 +308,21 @@ fn a_failed_first_request_leaves_nothing_a_failed_refresh_all_but_the_state() {
 }
 
 #[test]
+fn another_service_under_the_same_id_is_not_what_is_held() {
+    let mut w = World::new();
+    w.establish(w.first());
+    let mut other = w.first();
+    other.carried.connection.network_service = "db@onprem.test".into();
+    w.request(other).unwrap();
+    w.select(&[]);
+    w.events()
+        .iter()
+        .find(|e| matches!(e, TransitEvent::Failed(_, TransitFault::NoCandidate { .. })))
+        .unwrap();
+    assert_eq!(w.table.connections().next().unwrap().service, "web@onprem.test");
+}
+
+#[test]
 fn the_next_candidate_is_tried_and_one_that_never_answered_is_told_later() {
     let mut w = World::new();
     w.request(w.first()).unwrap();

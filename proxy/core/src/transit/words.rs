@@ -265,13 +265,24 @@ pub enum TransitEvent {
         /// Where.
         hop: Option<Hop>,
     },
-    /// A candidate granted or failed a request: selection learns from it.
+    /// A candidate was asked: selection learns from it.
     Tried {
         /// [`Candidate::known_as`].
         known_as: String,
-        /// Whether it granted.
-        granted: bool,
+        /// How it went.
+        verdict: Verdict,
     },
+}
+
+/// How a candidate took a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It granted it.
+    Granted,
+    /// It said no, which may be about this request alone.
+    Refused,
+    /// It could not be reached, or did not answer.
+    Silent,
 }
 
 /// A connection that passes through, for people and for checks.

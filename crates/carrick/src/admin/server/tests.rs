@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     admin::{
         api::{
-            ConnectReply, ConnectionRow, ExplainReport, ExplainStep, ImportState, Origin, ReloadReply,
-            ServiceRow, Status, StepKind, TrustRow, Verdict,
+            ConnectReply, ConnectionRow, ExplainReport, ExplainStep, ImportState, Origin, PassingRow,
+            ReloadReply, ServiceRow, Status, StepKind, TrustRow, Verdict,
         },
         client::{Client, ClientError},
     },
@@ -56,6 +56,10 @@ impl Control for Fake {
     }
 
     async fn connections(&self) -> Vec<ConnectionRow> {
+        vec![]
+    }
+
+    async fn passing(&self) -> Vec<PassingRow> {
         vec![]
     }
 
