@@ -17,7 +17,7 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carrick_gateway_core::{DropReason, HeaderKind, ResetCode, Verdict, datagram};
 use carrick_model::{ExportTarget, Host, HostPort};
-use carrick_telemetry::{Direction, Metrics};
+use carrick_telemetry::Metrics;
 use parking_lot::RwLock;
 use quinn::{RecvStream, SendDatagramError, SendStream};
 use socket2::SockRef;
@@ -213,20 +213,22 @@ pub(crate) async fn carry(
     _permit: FlowPermit,
 ) {
     let _counted = import.flows.one_more();
-    let mut flow =
-        Flow::begin(Direction::Import, &shared.metrics, import.service.clone(), client.to_string());
-    let opened = match outbound::open(&shared, &import, HeaderKind::Datagrams, &mut flow).await {
+    let mut flow = Flow::begin(&shared.imported, import.service.clone(), client.to_string());
+    let seat = match outbound::take_seat(&shared, &import, &mut flow).await {
+        Ok(seat) => seat,
+        Err(refused) => return outbound::refuse(&shared, &import, flow, &refused),
+    };
+    let (stream, kill) = match outbound::open(&shared, &seat, HeaderKind::Datagrams, &mut flow).await {
         Ok(opened) => opened,
         Err(refused) => return outbound::refuse(&shared, &import, flow, &refused),
     };
-    let outbound::Opened { lane, rider: _rider, stream, kill, connection } = opened;
     let sink =
         Arc::new(Sink { socket, to: Some(client), octets: AtomicU64::new(0), activity: Activity::new() });
     let source = Source::Queue(packets);
     let verdict = Some(shared.settings.flow_open);
-    let end = exchange(&shared, &lane, stream, source, &sink, &flow.to_service, verdict, &kill).await;
+    let end = exchange(&shared, &seat.lane, stream, source, &sink, &flow.to_service, verdict, &kill).await;
     flow.to_client = AtomicU64::new(sink.octets.load(Ordering::Relaxed));
-    outbound::conclude(&shared, &import, flow, connection, end);
+    outbound::conclude(&shared, &import, flow, seat.connection(), end);
 }
 
 /// Carries an association that a peer opened.

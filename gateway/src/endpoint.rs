@@ -26,6 +26,7 @@ use crate::{
     lane::{Lane, Role, count_refused},
     settings::{Congestion, Settings},
     socket::{self, TunnelRuntime, TunnelSocket},
+    threads::Threads,
 };
 
 /// Flows that a connection may have before its peer is known. quinn keeps an entry for each one allowed, so that many for
@@ -38,11 +39,17 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// ACKs may be asked for less often than every second packet (draft-ietf-quic-ack-frequency): fewer wake-ups per octet.
 const ACK_EVERY: u32 = 10;
 
-/// Binds the socket and makes the endpoint on it. Nothing is accepted before [`accept`] runs.
+/// Binds the socket and makes the endpoint on it, on the first of the threads. Nothing is accepted before [`accept`] runs.
 ///
 /// # Errors
 /// The address cannot be bound, or the system lacks a socket option.
-pub(crate) fn bind(settings: &Settings, identity: &Identity, trust: &TrustStore) -> io::Result<Endpoint> {
+pub(crate) fn bind(
+    settings: &Settings,
+    identity: &Identity,
+    trust: &TrustStore,
+    threads: &Threads,
+) -> io::Result<Endpoint> {
+    let _socket_and_driver_live_there = threads.first().enter();
     let socket = Arc::new(TunnelSocket::new(socket::bind(settings.listen)?)?);
     let tls = server_config(identity, trust, &[ALPN]);
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
@@ -141,7 +148,9 @@ fn admit(shared: &Arc<Shared>, incoming: Incoming, half_open: &Arc<AtomicUsize>)
     half_open.fetch_add(1, Ordering::Relaxed);
     let (shared, half_open) = (shared.clone(), half_open.clone());
     let tasks = shared.tasks.clone();
-    let _detached = tasks.spawn("tunnel-handshake", async move {
+    // The connection's driver, and later its flows, run where its handshake is taken up.
+    let thread = shared.threads.next().clone();
+    let _detached = tasks.spawn_on(&thread, "tunnel-handshake", async move {
         shake_hands(&shared, incoming).await;
         half_open.fetch_sub(1, Ordering::Relaxed);
     });

@@ -11,7 +11,9 @@ use std::{
 
 use carrick_gateway_core::DropReason;
 use carrick_model::{ConnectionId, Mechanism, ServiceName, SpiffeId};
-use carrick_telemetry::{ActiveGuard, Direction, Metrics, access_log::FlowRecord};
+use carrick_telemetry::{
+    ActiveGuard, Counter, Counters, Direction, Gauge, Histogram, Metrics, access_log::FlowRecord,
+};
 
 /// How a flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +84,42 @@ impl Drop for Counted {
     }
 }
 
+/// The series that count flows of one direction, found once: finding one costs a lock.
+#[derive(Debug)]
+pub(crate) struct FlowSeries {
+    direction: Direction,
+    opened: Counter,
+    active: Gauge,
+    to_service: Counter,
+    to_client: Counter,
+    open_seconds: Histogram,
+    refused: Counters,
+}
+
+impl FlowSeries {
+    pub(crate) fn new(direction: Direction, metrics: &Metrics) -> Arc<Self> {
+        let word = direction.as_str();
+        Arc::new(Self {
+            direction,
+            opened: metrics.flows_opened.of(word),
+            active: metrics.flows_active.of(word),
+            to_service: metrics.flow_bytes.of2(word, "to_service"),
+            to_client: metrics.flow_bytes.of2(word, "to_client"),
+            open_seconds: metrics.flow_open_seconds.of(word),
+            refused: metrics.flows_refused.clone(),
+        })
+    }
+
+    /// Counts a flow that was refused, by the word of the reason.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.of2(self.direction.as_str(), reason).inc();
+    }
+}
+
 /// What is known of a flow while it runs. Counted when made; counted, and logged, when [ended](Self::end).
 #[derive(Debug)]
 pub(crate) struct Flow {
-    direction: Direction,
-    metrics: Metrics,
+    series: Arc<FlowSeries>,
     _active: ActiveGuard,
     began: Instant,
     /// The service with its domain.
@@ -110,17 +143,11 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    pub(crate) fn begin(
-        direction: Direction,
-        metrics: &Metrics,
-        service: ServiceName,
-        local: String,
-    ) -> Self {
-        metrics.flows_opened.of(direction.as_str()).inc();
+    pub(crate) fn begin(series: &Arc<FlowSeries>, service: ServiceName, local: String) -> Self {
+        series.opened.inc();
         Self {
-            direction,
-            metrics: metrics.clone(),
-            _active: ActiveGuard::new(&metrics.flows_active.of(direction.as_str())),
+            series: series.clone(),
+            _active: ActiveGuard::new(&series.active),
             began: Instant::now(),
             service,
             connection: None,
@@ -136,27 +163,23 @@ impl Flow {
 
     /// The other end answered.
     pub(crate) fn opened(&self) {
-        self.metrics
-            .flow_open_seconds
-            .of(self.direction.as_str())
-            .observe(self.began.elapsed().as_secs_f64());
+        self.series.open_seconds.observe(self.began.elapsed().as_secs_f64());
     }
 
     /// Counts and logs the end. `detail` says what the word of the reason cannot.
     pub(crate) fn end(self, end: End, detail: &str) {
-        let direction = self.direction.as_str();
         let (to_service, to_client) = (self.to_service.into_inner(), self.to_client.into_inner());
-        self.metrics.flow_bytes.of2(direction, "to_service").inc_by(to_service);
-        self.metrics.flow_bytes.of2(direction, "to_client").inc_by(to_client);
+        self.series.to_service.inc_by(to_service);
+        self.series.to_client.inc_by(to_client);
         let word = match end {
             End::Closed => "closed",
             End::Dropped(reason) => {
-                self.metrics.flows_refused.of2(direction, reason.as_str()).inc();
+                self.series.refused(reason.as_str());
                 reason.as_str()
             }
         };
         FlowRecord {
-            direction: self.direction,
+            direction: self.series.direction,
             service: &self.service,
             connection: self.connection,
             peer: self.peer.as_ref(),

@@ -14,18 +14,19 @@ use carrick_model::{
     ConnectionId, Domain, ExportTarget, ListenAddress, Payload, ServiceName, SpiffeId, Target, TrustDomain,
 };
 use carrick_runtime::Tasks;
-use carrick_telemetry::Metrics;
+use carrick_telemetry::{Direction, Metrics};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     endpoint::{self, RefusalLog},
-    flow::{FlowCount, FlowLimit},
+    flow::{FlowCount, FlowLimit, FlowSeries},
     lane::{Lane, Role},
     listener::Bound,
     routes::Routes,
     settings::Settings,
+    threads::Threads,
     tunnel::{Destination, State, Tunnel},
     windows,
 };
@@ -171,8 +172,11 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) trust: TrustStore,
     pub(crate) metrics: Metrics,
+    pub(crate) imported: Arc<FlowSeries>,
+    pub(crate) exported: Arc<FlowSeries>,
     pub(crate) tasks: Tasks,
     pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) threads: Threads,
     pub(crate) admissions: RwLock<HashMap<ConnectionId, Arc<Admitted>>>,
     pub(crate) lanes: Mutex<HashMap<usize, Arc<Lane>>>,
     pub(crate) limit: Arc<FlowLimit>,
@@ -236,17 +240,21 @@ impl Gateway {
         tasks: Tasks,
     ) -> Result<Self, GatewayError> {
         let address = settings.listen;
-        let endpoint = endpoint::bind(&settings, &identity, &trust)
-            .map_err(|source| GatewayError::Tunnel { address, source })?;
+        let fault = |source| GatewayError::Tunnel { address, source };
+        let threads = Threads::start(settings.lanes).map_err(fault)?;
+        let endpoint = endpoint::bind(&settings, &identity, &trust, &threads).map_err(fault)?;
         let limit = FlowLimit::new(settings.max_flows);
         let shared = Arc::new(Shared {
             domain,
             settings,
             identity,
             trust,
+            imported: FlowSeries::new(Direction::Import, &metrics),
+            exported: FlowSeries::new(Direction::Export, &metrics),
             metrics,
             tasks,
             endpoint,
+            threads,
             admissions: RwLock::default(),
             lanes: Mutex::default(),
             limit,
@@ -267,7 +275,8 @@ impl Gateway {
         if shared.control_plane.set(control_plane).is_err() {
             return;
         }
-        let _detached = shared.tasks.spawn("tunnel-accept", endpoint::accept(shared.clone()));
+        let accepting = endpoint::accept(shared.clone());
+        let _detached = shared.tasks.spawn_on(shared.threads.first(), "tunnel-accept", accepting);
         let _detached = shared.tasks.spawn("tunnel-windows", windows::run(shared.clone()));
     }
 
@@ -357,11 +366,15 @@ impl Gateway {
             address: key.address.clone(),
             source,
         };
-        let listener = Bound::bind(&key.address).map_err(fault)?;
+        let thread = self.shared.threads.first();
+        let listener = {
+            let _clients_are_accepted_there = thread.enter();
+            Bound::bind(&key.address).map_err(fault)?
+        };
         let bound = listener.address(&key.address).map_err(fault)?;
         let tasks = self.shared.tasks.child();
         let serving = listener.serve(self.shared.clone(), self.shared.import(&key.service), tasks.clone());
-        let _detached = tasks.spawn("import-listener", serving);
+        let _detached = tasks.spawn_on(thread, "import-listener", serving);
         tracing::info!(service = %key.service, address = %bound, "an import listens");
         listeners.insert(key, Listening { bound: bound.clone(), tasks });
         Ok(bound)

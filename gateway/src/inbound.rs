@@ -4,7 +4,6 @@ use std::{io, sync::Arc, time::Duration};
 
 use carrick_gateway_core::{DropReason, FlowHeader, HeaderError, HeaderKind, ResetCode, Verdict, header};
 use carrick_model::{ExportTarget, Payload};
-use carrick_telemetry::Direction;
 use quinn::{ReadExactError, RecvStream};
 
 use crate::{
@@ -40,11 +39,7 @@ pub(crate) async fn accept_flows(shared: &Arc<Shared>, lane: &Arc<Lane>) {
                 let _detached = shared.tasks.spawn("inbound-flow", serving);
             }
             None => {
-                shared
-                    .metrics
-                    .flows_refused
-                    .of2(Direction::Export.as_str(), DropReason::TooManyFlows.as_str())
-                    .inc();
+                shared.exported.refused(DropReason::TooManyFlows.as_str());
                 let _detached = shared.tasks.spawn("inbound-refusal", refuse(stream, Verdict::Overloaded));
             }
         }
@@ -76,8 +71,7 @@ async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, mut stream: Stream, _permit
     let _rider = lane.ride();
     let _counted = admitted.flows.one_more();
     let mut flow = Flow::begin(
-        Direction::Export,
-        &shared.metrics,
+        &shared.exported,
         admitted.admission.service.at(&shared.domain),
         admitted.admission.target.to_string(),
     );
@@ -137,7 +131,7 @@ pub(crate) fn dial_verdict(error: &io::Error) -> Verdict {
 
 /// Counts and logs a refusal for which there is no flow yet, and sends it.
 async fn refuse_early(shared: &Shared, lane: &Lane, stream: Stream, verdict: Verdict, why: &str) {
-    shared.metrics.flows_refused.of2(Direction::Export.as_str(), verdict.as_str()).inc();
+    shared.exported.refused(verdict.as_str());
     if shared.refusal_log.allow(lane.address().ip()) {
         tracing::warn!(peer = %lane.peer, address = %lane.address(), verdict = verdict.as_str(), why, "a flow was refused");
     }

@@ -21,7 +21,7 @@ use carrick_model::SpiffeId;
 use carrick_telemetry::{ActiveGuard, Metrics};
 use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{association::Associations, gateway::Shared, inbound};
@@ -54,6 +54,8 @@ pub(crate) struct Lane {
     pub(crate) peer: SpiffeId,
     pub(crate) role: Role,
     pub(crate) since: SystemTime,
+    /// The thread on which the connection is driven and its flows run.
+    pub(crate) thread: Handle,
     pub(crate) associations: Associations,
     flows: AtomicUsize,
     stalls: Mutex<BTreeMap<u64, Kill>>,
@@ -115,7 +117,7 @@ impl Drop for Stalled<'_> {
 }
 
 impl Lane {
-    /// Takes over a connection whose peer is known, and starts its loops.
+    /// Takes over a connection whose peer is known, and starts its loops on the thread on which this is called.
     pub(crate) fn start(
         shared: &Arc<Shared>,
         connection: quinn::Connection,
@@ -131,6 +133,7 @@ impl Lane {
             peer,
             role,
             since: SystemTime::now(),
+            thread: Handle::current(),
             flows: AtomicUsize::new(0),
             stalls: Mutex::default(),
             next_stall: AtomicU64::new(0),

@@ -37,6 +37,7 @@ mod relay;
 mod routes;
 mod settings;
 mod socket;
+mod threads;
 mod tunnel;
 mod windows;
 

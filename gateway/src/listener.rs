@@ -8,7 +8,6 @@ use std::{
 use carrick_gateway_core::DropReason;
 use carrick_model::ListenAddress;
 use carrick_runtime::Tasks;
-use carrick_telemetry::Direction;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket, UnixListener},
@@ -146,7 +145,7 @@ fn hand_on(shared: &Arc<Shared>, import: &Arc<Import>, local: LocalStream, clien
 fn permit(shared: &Shared, import: &Import) -> Option<FlowPermit> {
     let permit = shared.limit.take();
     if permit.is_none() {
-        shared.metrics.flows_refused.of2(Direction::Import.as_str(), DropReason::TooManyFlows.as_str()).inc();
+        shared.imported.refused(DropReason::TooManyFlows.as_str());
         if shared.refusal_log.allow(std::net::Ipv4Addr::UNSPECIFIED.into()) {
             tracing::warn!(service = %import.service, most = shared.settings.max_flows, hint = "raise `limits.max_flows`", "too many flows");
         }

@@ -18,6 +18,26 @@ pub(crate) enum LocalStream {
     Unix(UnixStream),
 }
 
+/// A stream on its way from one thread to another.
+#[derive(Debug)]
+pub(crate) enum Moving {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Moving {
+    /// The stream on the thread that calls this.
+    ///
+    /// # Errors
+    /// The thread cannot watch more descriptors.
+    pub(crate) fn arrive(self) -> io::Result<LocalStream> {
+        match self {
+            Self::Tcp(tcp) => TcpStream::from_std(tcp).map(LocalStream::Tcp),
+            Self::Unix(unix) => UnixStream::from_std(unix).map(LocalStream::Unix),
+        }
+    }
+}
+
 /// A half that can be waited for without holding a buffer: an idle flow costs none.
 pub(crate) trait ReadSide: AsyncRead + Unpin + Send {
     /// Completes when a read would not block.
@@ -70,6 +90,17 @@ impl LocalStream {
             }
         };
         tokio::time::timeout(timeout, dialling).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Takes the stream off this thread.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub(crate) fn depart(self) -> io::Result<Moving> {
+        match self {
+            Self::Tcp(tcp) => tcp.into_std().map(Moving::Tcp),
+            Self::Unix(unix) => unix.into_std().map(Moving::Unix),
+        }
     }
 
     /// Ends a TCP connection with a reset instead of a FIN when it is dropped.

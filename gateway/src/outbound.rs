@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use carrick_gateway_core::{DropReason, FlowHeader, HeaderKind, ResetCode, TraceContext, Verdict};
 use carrick_model::ConnectionId;
-use carrick_telemetry::Direction;
 use quinn::{RecvStream, SendStream};
 
 use crate::{
@@ -14,15 +13,20 @@ use crate::{
     local::LocalStream,
     relay::{Stream, Tally, Verdicts, relay},
     routes::Routed,
+    threads,
 };
 
-/// An open flow, before its verdict.
-pub(crate) struct Opened {
+/// What a flow rides on.
+pub(crate) struct Seat {
     pub(crate) lane: Arc<Lane>,
-    pub(crate) rider: Rider,
-    pub(crate) stream: Stream,
-    pub(crate) kill: Kill,
-    pub(crate) connection: ConnectionId,
+    _rider: Rider,
+    routed: Arc<Routed>,
+}
+
+impl Seat {
+    pub(crate) fn connection(&self) -> ConnectionId {
+        self.routed.route.connection
+    }
 }
 
 /// Why a flow could not be opened.
@@ -37,26 +41,51 @@ pub(crate) async fn carry(
     import: Arc<Import>,
     local: LocalStream,
     client: String,
-    _permit: FlowPermit,
+    permit: FlowPermit,
 ) {
-    let _counted = import.flows.one_more();
-    let mut flow = Flow::begin(Direction::Import, &shared.metrics, import.service.clone(), client);
-    let opened = match open(&shared, &import, HeaderKind::Stream, &mut flow).await {
-        Ok(opened) => opened,
+    let counted = import.flows.one_more();
+    let mut flow = Flow::begin(&shared.imported, import.service.clone(), client);
+    let seat = match take_seat(&shared, &import, &mut flow).await {
+        Ok(seat) => seat,
         Err(refused) => {
             local.reset_on_drop();
             drop(local);
             return refuse(&shared, &import, flow, &refused);
         }
     };
-    let Opened { lane, rider: _rider, stream, kill, connection } = opened;
+    if threads::is_here(&seat.lane.thread) {
+        return ride(&shared, &import, local, flow, seat).await;
+    }
+    let Ok(moving) = local.depart() else {
+        return flow.end(End::Dropped(DropReason::LocalReset), "the client's socket could not be moved");
+    };
+    let (tasks, thread) = (shared.tasks.clone(), seat.lane.thread.clone());
+    let _detached = tasks.spawn_on(&thread, "outbound-flow", async move {
+        let _held_to_the_end = (permit, counted);
+        match moving.arrive() {
+            Ok(local) => ride(&shared, &import, local, flow, seat).await,
+            Err(error) => flow.end(End::Dropped(DropReason::LocalReset), &error.to_string()),
+        }
+    });
+}
+
+/// Opens the flow and relays it, on the thread of its lane.
+async fn ride(shared: &Arc<Shared>, import: &Import, local: LocalStream, mut flow: Flow, seat: Seat) {
+    let (stream, kill) = match open(shared, &seat, HeaderKind::Stream, &mut flow).await {
+        Ok(opened) => opened,
+        Err(refused) => {
+            local.reset_on_drop();
+            drop(local);
+            return refuse(shared, import, flow, &refused);
+        }
+    };
     let end = {
         let tally = Tally { from_local: &flow.to_service, to_local: &flow.to_client };
         let tell = || flow.opened();
         let verdict = Verdicts::Awaited(shared.settings.flow_open, &tell);
-        relay(local, stream, verdict, tally, &lane, &kill).await
+        relay(local, stream, verdict, tally, &seat.lane, &kill).await
     };
-    conclude(&shared, &import, flow, connection, end);
+    conclude(shared, import, flow, seat.connection(), end);
 }
 
 /// Counts and logs the end, and tells the control plane what it should know.
@@ -82,16 +111,15 @@ fn warn_refused(import: &Import, reason: &str, detail: &str) {
     tracing::warn!(service = %import.service, reason, why = detail, "a client of the import was refused");
 }
 
-/// Opens a stream to the service and writes the flow header.
+/// The route of the import, and a lane of its tunnel.
 ///
 /// # Errors
 /// Nothing was sent; the client should be refused at once.
-pub(crate) async fn open(
+pub(crate) async fn take_seat(
     shared: &Arc<Shared>,
     import: &Import,
-    kind: HeaderKind,
     flow: &mut Flow,
-) -> Result<Opened, NotOpened> {
+) -> Result<Seat, NotOpened> {
     let patience = shared.settings.flow_open;
     let not = |reason: DropReason| move |detail: String| NotOpened { reason, detail };
     let routed = wait_for_route(shared, import, patience).await.map_err(not(DropReason::ImportDown))?;
@@ -103,13 +131,26 @@ pub(crate) async fn open(
     flow.peer = Some(lane.peer.clone());
     flow.gateway = Some(lane.address());
     flow.caller = Some(shared.identity.id());
+    Ok(Seat { lane, _rider: rider, routed })
+}
+
+/// Opens a stream to the service and writes the flow header.
+///
+/// # Errors
+/// Nothing was sent; the client should be refused at once.
+pub(crate) async fn open(
+    shared: &Shared,
+    seat: &Seat,
+    kind: HeaderKind,
+    flow: &mut Flow,
+) -> Result<(Stream, Kill), NotOpened> {
     let trace = new_trace();
     flow.trace = trace.trace_hex();
-    let connection = routed.route.connection;
-    let header = FlowHeader { kind, connection, caller: None, trace: Some(trace) };
-    let (send, recv) = open_stream(&lane, &header, patience).await.map_err(no_tunnel)?;
-    let kill = Kill::under(&routed.token);
-    Ok(Opened { lane, rider, stream: Stream { send, recv }, kill, connection })
+    let header = FlowHeader { kind, connection: seat.connection(), caller: None, trace: Some(trace) };
+    let (send, recv) = open_stream(&seat.lane, &header, shared.settings.flow_open)
+        .await
+        .map_err(|detail| NotOpened { reason: DropReason::NoTunnel, detail })?;
+    Ok((Stream { send, recv }, Kill::under(&seat.routed.token)))
 }
 
 async fn wait_for_route(shared: &Shared, import: &Import, patience: Duration) -> Result<Arc<Routed>, String> {
@@ -156,5 +197,22 @@ fn new_trace() -> TraceContext {
         trace_id: nonzero(rand::random::<u128>()).to_be_bytes(),
         span_id: rand::random::<u64>().max(1).to_be_bytes(),
         flags: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the task of a flow takes, without running it.
+    fn size_of_task<A, B, C, D, E, F>(_task: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Each of 100,000 idle flows keeps its task, and each new one moves it several times.
+    #[test]
+    fn a_flow_is_a_small_task() {
+        let size = size_of_task(carry);
+        assert!(size <= 2560, "{size} octets");
     }
 }

@@ -8,8 +8,11 @@
 //! STOP_SENDING with [`ResetCode::Reset`], and the other end resets its local stream.
 
 use std::{
+    future::{Future, poll_fn},
     io::{self, IoSlice},
+    pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -191,45 +194,82 @@ async fn pump_down(
     lane: &Lane,
     kill: &Kill,
 ) -> Result<(), DropReason> {
+    // What the local stream did not take at once. A flow that waits for the tunnel keeps nothing here.
+    let mut left: Vec<Bytes> = Vec::new();
     loop {
-        let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
-        let Some(n) = recv.read_chunks(&mut pieces).await.map_err(|error| read_reason(&error))? else {
+        let moved = poll_fn(|cx| poll_down(recv, &mut write, &mut left, cx)).await?;
+        let Some(length) = moved else {
             // The client may have gone already; then there is nobody to tell.
             let _shut = write.shutdown().await;
             return Ok(());
         };
-        let length: usize = pieces[..n].iter().map(Bytes::len).sum();
-        write_all(&mut pieces[..n], &mut write, lane, kill).await.map_err(|_| DropReason::LocalReset)?;
+        if !left.is_empty() {
+            write_left(&mut left, &mut write, lane, kill).await.map_err(|_| DropReason::LocalReset)?;
+            left = Vec::new();
+        }
         tally.fetch_add(length as u64, Ordering::Relaxed);
     }
 }
 
-async fn write_all(
-    mut pieces: &mut [Bytes],
+/// Receives, and writes what the local stream takes now; the rest goes to `left`. Octets received, or nothing at the end.
+///
+/// The arrays are here, on the stack, and not in the flow's task, where each of many waiting flows would keep them.
+fn poll_down(
+    recv: &mut RecvStream,
+    write: &mut impl WriteSide,
+    left: &mut Vec<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<usize>, DropReason>> {
+    let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
+    // quinn keeps the state of a read in the stream, so that a read can be begun anew at each poll.
+    let received = ready!(std::pin::pin!(recv.read_chunks(&mut pieces)).poll(cx));
+    let Some(n) = received.map_err(|error| read_reason(&error))? else { return Poll::Ready(Ok(None)) };
+    let length = pieces[..n].iter().map(Bytes::len).sum();
+    let mut rest = &mut pieces[..n];
+    while !rest.is_empty() {
+        match poll_write(write, rest, cx) {
+            Poll::Ready(Ok(written)) => rest = advance(rest, written),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(DropReason::LocalReset)),
+            Poll::Pending => {
+                left.extend(rest.iter_mut().map(std::mem::take));
+                break;
+            }
+        }
+    }
+    Poll::Ready(Ok(Some(length)))
+}
+
+/// Waits until the local stream has taken all of it.
+async fn write_left(
+    left: &mut [Bytes],
     write: &mut impl WriteSide,
     lane: &Lane,
     kill: &Kill,
 ) -> io::Result<()> {
-    while !pieces.is_empty() {
-        let written = {
-            let slices: [IoSlice<'_>; PIECES] =
-                std::array::from_fn(|i| IoSlice::new(pieces.get(i).map_or(&[], |piece| piece)));
-            let writing = write.write_vectored(&slices[..pieces.len()]);
-            tokio::pin!(writing);
-            match tokio::time::timeout(STALLED_AFTER, &mut writing).await {
-                Ok(written) => written?,
-                Err(_stalled) => {
-                    let _counted = lane.stalled(kill);
-                    writing.await?
-                }
+    let mut rest = left;
+    while !rest.is_empty() {
+        let mut writing = poll_fn(|cx| poll_write(write, rest, cx));
+        let written = match tokio::time::timeout(STALLED_AFTER, &mut writing).await {
+            Ok(written) => written?,
+            Err(_stalled) => {
+                let _counted = lane.stalled(kill);
+                writing.await?
             }
         };
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        pieces = advance(pieces, written);
+        rest = advance(rest, written);
     }
     Ok(())
+}
+
+/// One vectored write of at least one octet.
+fn poll_write(write: &mut impl WriteSide, pieces: &[Bytes], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let slices: [IoSlice<'_>; PIECES] =
+        std::array::from_fn(|i| IoSlice::new(pieces.get(i).map_or(&[], |piece| piece)));
+    let most = pieces.len().min(PIECES);
+    match ready!(Pin::new(write).poll_write_vectored(cx, &slices[..most])) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(written),
+    }
 }
 
 /// Skips what was written.

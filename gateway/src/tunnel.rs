@@ -12,7 +12,7 @@ use carrick_gateway_core::CloseCode;
 use carrick_model::{Domain, TrustDomain};
 use carrick_runtime::{Backoff, RaceError, race};
 use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     endpoint,
@@ -68,7 +68,7 @@ impl Tunnel {
             demand: Notify::new(),
             stop: CancellationToken::new(),
         });
-        let _runs = shared.tasks.spawn("tunnel-dial", run(shared.clone(), tunnel.clone()));
+        let _runs = shared.tasks.spawn("tunnel-keep", run(shared.clone(), tunnel.clone()));
         tunnel
     }
 
@@ -135,7 +135,7 @@ async fn run(shared: Arc<Shared>, tunnel: Arc<Tunnel>) {
         let wanted = shared.settings.lanes.max(1);
         if lanes.len() < wanted {
             let dialled = tokio::select! {
-                dialled = dial(&shared, &tunnel.domain, &now) => dialled,
+                dialled = dial(&shared, &tunnel.domain, now) => dialled,
                 () = tunnel.stop.cancelled() => break,
             };
             match dialled {
@@ -228,7 +228,21 @@ async fn wait_to_retry(
     std::ops::ControlFlow::Continue(())
 }
 
-async fn dial(shared: &Arc<Shared>, domain: &Domain, destination: &Destination) -> Result<Arc<Lane>, String> {
+/// Dials on the thread where the lane is going to live.
+async fn dial(shared: &Arc<Shared>, domain: &Domain, destination: Destination) -> Result<Arc<Lane>, String> {
+    let dialling = {
+        let (shared, domain) = (shared.clone(), domain.clone());
+        async move { dial_here(&shared, &domain, &destination).await }
+    };
+    let task = shared.tasks.spawn_on(shared.threads.next(), "tunnel-dial", dialling);
+    AbortOnDropHandle::new(task).await.unwrap_or_else(|_| Err("the dial was cut off".into()))
+}
+
+async fn dial_here(
+    shared: &Arc<Shared>,
+    domain: &Domain,
+    destination: &Destination,
+) -> Result<Arc<Lane>, String> {
     let config =
         endpoint::dial_config(shared, &destination.trust_domain).map_err(|error| error.to_string())?;
     let (address, connection) = race(destination.gateways.iter().copied(), STAGGER, |address| {

@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::TaskTracker,
@@ -30,9 +30,20 @@ impl Tasks {
         Self { tracker: self.tracker.clone(), token: self.token.child_token() }
     }
 
-    /// Runs `future` to its end on the runtime. A panic ends this task only, and is logged under `name`.
-    #[expect(clippy::disallowed_methods, reason = "the one place where tasks are spawned, with a tracker")]
+    /// Runs `future` to its end on the current runtime. A panic ends this task only, and is logged under `name`.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        self.spawn_on(&Handle::current(), name, future)
+    }
+
+    /// The same on the runtime of `handle`.
+    pub fn spawn_on<F>(&self, handle: &Handle, name: &'static str, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send,
@@ -43,7 +54,7 @@ impl Tasks {
             std::mem::forget(guard);
             output
         });
-        tokio::spawn(tracked.in_current_span())
+        handle.spawn(tracked.in_current_span())
     }
 
     /// Completes once [`stop`](Self::stop) was called on this group or a parent.

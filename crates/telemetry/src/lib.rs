@@ -7,5 +7,6 @@ pub mod access_log;
 mod metrics;
 mod names;
 
-pub use metrics::{ActiveGuard, Counters, Direction, Gauges, Histograms, Labels, Metrics};
+pub use metrics::{ActiveGuard, Counters, Direction, Gauges, Handles, Histograms, Labels, Metrics};
 pub use names::{Kind, Metric};
+pub use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::{self, Write as _},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -119,12 +120,24 @@ impl Drop for ActiveGuard {
     }
 }
 
+/// All metrics of a daemon. Clones are the same ones, and cost one reference count.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Handles>);
+
+impl Deref for Metrics {
+    type Target = Handles;
+
+    fn deref(&self) -> &Handles {
+        &self.0
+    }
+}
+
 macro_rules! handles {
     ($($field:ident: $ty:ident = $metric:ident;)*) => {
-        /// A handle for every [`Metric`]. Clones count into the same series.
-        #[derive(Debug, Clone)]
-        pub struct Metrics {
-            registry: Arc<Registry>,
+        /// A handle for every [`Metric`], behind [`Metrics`].
+        #[derive(Debug)]
+        pub struct Handles {
+            registry: Registry,
             $(#[doc = concat!("See [`Metric::", stringify!($metric), "`].")] pub $field: $ty,)*
         }
 
@@ -133,7 +146,7 @@ macro_rules! handles {
             pub fn new() -> Self {
                 let mut registry = Registry::with_prefix("carrick");
                 $(let $field = <$ty as Handle>::register(&mut registry, Metric::$metric);)*
-                Self { registry: Arc::new(registry), $($field),* }
+                Self(Arc::new(Handles { registry, $($field),* }))
             }
         }
     };
