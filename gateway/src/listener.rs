@@ -8,7 +8,7 @@ use std::{
 use carrick_gateway_core::DropReason;
 use carrick_model::ListenAddress;
 use carrick_runtime::Tasks;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket, UnixListener},
     sync::mpsc,
@@ -18,7 +18,7 @@ use crate::{
     association::{self, Packet, Receiver},
     flow::FlowPermit,
     gateway::{Import, Shared},
-    local::LocalStream,
+    local::{LocalStream, tune},
     outbound,
 };
 
@@ -87,6 +87,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    tune(&SockRef::from(&socket));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -110,7 +111,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 async fn accept_tcp(shared: &Arc<Shared>, import: &Arc<Import>, listener: &TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, client)) => hand_on(shared, import, LocalStream::tcp(stream), client.to_string()),
+            Ok((stream, client)) => hand_on(shared, import, LocalStream::Tcp(stream), client.to_string()),
             Err(error) => breathe(import, &error).await,
         }
     }

@@ -65,18 +65,16 @@ impl WriteSide for unix::WriteHalf<'_> {}
 /// A silent client behind a dead link is noticed after about two minutes (RFC 9293 section 3.8.4 leaves the time open).
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-impl LocalStream {
-    /// A TCP connection, tuned: no Nagle delay, keep-alive probes.
-    pub(crate) fn tcp(stream: TcpStream) -> Self {
-        let socket = SockRef::from(&stream);
-        // A stream that refuses an option still carries bytes.
-        let _nodelay = socket.set_tcp_nodelay(true);
-        let probes =
-            socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(4);
-        let _keepalive = socket.set_tcp_keepalive(&probes);
-        Self::Tcp(stream)
-    }
+/// No Nagle delay, and keep-alive probes. What a listener accepts has the options of the listener (tcp(7)).
+pub(crate) fn tune(socket: &SockRef<'_>) {
+    // A stream that refuses an option still carries bytes.
+    let _nodelay = socket.set_tcp_nodelay(true);
+    let probes =
+        socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4).with_retries(4);
+    let _keepalive = socket.set_tcp_keepalive(&probes);
+}
 
+impl LocalStream {
     /// Dials a target.
     ///
     /// # Errors
@@ -84,7 +82,11 @@ impl LocalStream {
     pub(crate) async fn dial(target: &ExportTarget, timeout: Duration) -> io::Result<Self> {
         let dialling = async {
             match target {
-                ExportTarget::Tcp(to) => dial_tcp(to).await.map(Self::tcp),
+                ExportTarget::Tcp(to) => {
+                    let stream = dial_tcp(to).await?;
+                    tune(&SockRef::from(&stream));
+                    Ok(Self::Tcp(stream))
+                }
                 ExportTarget::Unix(path) => dial_unix(path).await,
                 ExportTarget::Udp(_) => Err(io::ErrorKind::Unsupported.into()),
             }

@@ -3,11 +3,14 @@
 //! What is logged is said, the first that speaks: `CARRICK_LOG`, `RUST_LOG`, `-v`, the config's `log.level`. The forms
 //! of all four are those of tracing's `EnvFilter`: a level, or `target=level` pairs joined by commas.
 
+mod queue;
+
 use std::io;
 
 use carrick_config::{Log, LogFormat};
-use tracing_subscriber::{EnvFilter, filter::ParseError, util::TryInitError};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt::MakeWriter, util::TryInitError};
 
+use self::queue::{Drained, Queue};
 use crate::cli::Style;
 
 /// Our own variable first, so that it can be set without touching other programs' logs.
@@ -30,24 +33,30 @@ pub(crate) enum LogError {
         /// What is wrong with it.
         source: ParseError,
     },
+    /// The thread that writes it cannot be started.
+    #[error("the log has no thread")]
+    Thread(#[source] io::Error),
     /// There is a log already.
     #[error("the log cannot be started")]
     Started(#[from] TryInitError),
 }
 
-/// Starts the daemon's log.
-pub(crate) fn init(log: &Log, verbose: u8) -> Result<(), LogError> {
-    start(log.format, filter(verbose, "log.level", &log.level, variable())?)
+/// Starts the daemon's log. What is returned has to live as long as there is something to log.
+pub(crate) fn init(log: &Log, verbose: u8) -> Result<Drained, LogError> {
+    let filter = filter(verbose, "log.level", &log.level, variable())?;
+    let (queue, drained) = Queue::start(io::stderr()).map_err(LogError::Thread)?;
+    start(log.format, filter, queue)?;
+    Ok(drained)
 }
 
 /// Starts the log of a command that asks the daemon.
 pub(crate) fn init_command(verbose: u8) -> Result<(), LogError> {
-    start(LogFormat::Human, filter(verbose, "default", OF_COMMANDS, variable())?)
+    start(LogFormat::Human, filter(verbose, "default", OF_COMMANDS, variable())?, io::stderr)
 }
 
 /// Starts the demo's log.
 pub(crate) fn init_demo(verbose: u8) -> Result<(), LogError> {
-    start(LogFormat::Human, filter(verbose, "default", OF_DEMO, variable())?)
+    start(LogFormat::Human, filter(verbose, "default", OF_DEMO, variable())?, io::stderr)
 }
 
 fn variable() -> Option<(&'static str, String)> {
@@ -74,9 +83,12 @@ fn filter(
     })
 }
 
-fn start(format: LogFormat, filter: EnvFilter) -> Result<(), LogError> {
+fn start<W>(format: LogFormat, filter: EnvFilter, writer: W) -> Result<(), LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     use tracing_subscriber::util::SubscriberInitExt;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
         LogFormat::Human => builder.with_ansi(Style::of(&io::stderr()).is_coloured()).finish().try_init()?,
         LogFormat::Json => builder

@@ -298,7 +298,7 @@ fn up(global: &Global) -> anyhow::Result<()> {
         // A reload reads the file alone, so an override here would not survive it.
         return Err(Advice::usage(message, format!("change `state_dir:` in {}", path.display())).into());
     }
-    logging::init(&config.log, global.verbose)?;
+    let _written_before_the_end = logging::init(&config.log, global.verbose)?;
     app::run(config, Some(path))
 }
 
