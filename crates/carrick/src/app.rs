@@ -9,6 +9,8 @@
 //! |---|---|
 //! | [`bridge`] | the traits by which gateway and proxy use each other |
 //! | [`parts`] | making a daemon |
+//! | [`nsm`] | what the daemon is to NSM's parts: sockets, names, URL |
+//! | [`environment`] | the variables of NSM's deployments that win over the config |
 //! | [`imports`] | imports with their listeners and virtual addresses |
 //! | [`trust`] | bundles from config, `carrick trust import` and the own CA |
 //! | [`reload`] | a new config, as differences |
@@ -18,9 +20,11 @@
 
 pub(crate) mod bridge;
 mod control;
+mod environment;
 mod flat_files;
 mod imports;
 mod life;
+mod nsm;
 pub(crate) mod parts;
 mod reload;
 mod store;
@@ -32,8 +36,10 @@ use anyhow::Context;
 use carrick_config::Config;
 
 pub(crate) use self::{
+    environment::{load_config, overlay, tell_environment},
     imports::AddError,
     life::{Signals, stop},
+    nsm::own_domain,
     parts::Daemon,
     trust::TrustError,
 };

@@ -55,6 +55,10 @@ const COMMANDS: &[&str] = &[
     "trust export",
     "trust import",
     "trust remove",
+    "svid",
+    "svid issue",
+    "dns",
+    "dns zone",
     "reload",
     "version",
     "completions",
@@ -98,6 +102,10 @@ fn a_wrong_command_line_exits_with_2() {
         &["services", "@not_a_domain"],
         &["trust", "import", "x.json"],
         &["status", "-o", "xml"],
+        &["svid", "issue", "--out", "x"],
+        &["svid", "issue", "--id", "cloud.test/nsc", "--out", "x"],
+        &["svid", "issue", "--id", "spiffe://a.test/nsc", "--out", "x", "--lifetime", "1s"],
+        &["dns", "zone", "-o", "bind"],
     ] {
         exits(&carrick(args), 2);
     }
@@ -172,6 +180,13 @@ fn a_good_config_is_ready_to_start() {
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["ok"], true);
     assert!(report["findings"].as_array().unwrap().iter().all(|f| f["level"] == "ok"), "{report}");
+}
+
+/// The path of a file with the good config.
+fn good_file(dir: &Path) -> String {
+    let path = dir.join("carrick.yaml");
+    std::fs::write(&path, good(dir)).unwrap();
+    text(&path).to_owned()
 }
 
 fn good(dir: &Path) -> String {
@@ -388,4 +403,84 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     exits(&output, 0);
     assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn an_svid_is_issued_to_files_that_openssl_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = good_file(dir.path());
+    let out = dir.path().join("nsc");
+    let id = "spiffe://a.test/ns/x/pod/y";
+    let issue = |more: &[&str]| {
+        let mut args = vec!["svid", "issue", "--id", id, "--out", text(&out)];
+        args.extend(more);
+        carrick(&args)
+    };
+    // No daemon was ever started here, and nothing says which domain this is.
+    let empty = dir.path().join("empty");
+    let none = issue(&["--state-dir", text(&empty)]);
+    exits(&none, 1);
+    assert!(stderr(&none).contains("it has no root"), "{}", stderr(&none));
+
+    let issued = issue(&["-c", &config, "--lifetime", "2h", "-o", "json"]);
+    exits(&issued, 0);
+    let said: serde_json::Value = serde_json::from_str(&stdout(&issued)).unwrap();
+    assert_eq!(said["id"], id);
+    assert_eq!(said["key"], text(&out.join("svid_key.pem")));
+    let openssl = |args: &[&str]| {
+        let output = Command::new("openssl").args(args).current_dir(&out).output().unwrap();
+        format!("{}{}", stdout(&output), stderr(&output))
+    };
+    let verified = openssl(&["verify", "-CAfile", "bundle.pem", "svid.pem"]);
+    assert_eq!(verified, "svid.pem: OK\n");
+    let names = openssl(&["x509", "-in", "svid.pem", "-noout", "-ext", "subjectAltName"]);
+    assert!(names.contains(&format!("URI:{id}")), "{names}");
+    assert!(openssl(&["pkey", "-in", "svid_key.pem", "-noout", "-text"]).contains("prime256v1"));
+    assert!(!stdout(&issue(&["-c", &config])).contains("PRIVATE KEY"));
+
+    let gateway = ["svid", "issue", "--id", "spiffe://a.test/carrick/gateway", "--out", "x", "-c", &config];
+    let own = carrick(&gateway);
+    exits(&own, 2);
+    assert!(stderr(&own).contains("is the daemon's own"), "{}", stderr(&own));
+    let foreign = carrick(&["svid", "issue", "--id", "spiffe://b.test/x", "--out", "x", "-c", &config]);
+    exits(&foreign, 1);
+    assert!(stderr(&foreign).contains("the CA of `a.test` does not issue"), "{}", stderr(&foreign));
+}
+
+#[test]
+fn a_zone_is_printed_for_other_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("carrick.yaml");
+    std::fs::write(&config, "domain: a.test\nadvertise: [192.0.2.7]\n").unwrap();
+    let zone = carrick(&["dns", "zone", "-c", text(&config)]);
+    exits(&zone, 0);
+    let printed = stdout(&zone);
+    assert!(printed.starts_with("$ORIGIN a.test.\na.test."), "{printed}");
+    assert!(printed.contains("0 0 7443 gw.a.test.") && !printed.contains("nsm-system"), "{printed}");
+    let with = stdout(&carrick(&["dns", "zone", "--nsm", "-o", "zone", "-c", text(&config)]));
+    assert!(with.contains("0 0 7443 registry.nsm-system.a.test."), "{with}");
+    let bare = stdout(&carrick(&["dns", "zone", "--bare", "-c", text(&config)]));
+    assert!(!bare.contains("SOA") && bare.contains("gw.a.test."), "{bare}");
+
+    std::fs::write(&config, "domain: a.test\nlisten: { control: \"0.0.0.0:0\" }\n").unwrap();
+    exits(&carrick(&["dns", "zone", "-c", text(&config)]), 2);
+}
+
+#[test]
+fn variables_of_nsm_are_checked_with_the_config() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = good_file(dir.path());
+    let check = |variables: &[(&str, &str)]| {
+        command(&["check", "-c", &config]).envs(variables.iter().copied()).output().unwrap()
+    };
+    let sound = check(&[("NSM_NAME", "nsmgr-proxy-1"), ("NSM_PPROF_ENABLED", "true"), ("NSM_X", "s3cret")]);
+    exits(&sound, 0);
+    let said = stdout(&sound);
+    assert!(said.contains("NSM_NAME") && said.contains("is in force for `compat.nsm.name`"), "{said}");
+    assert!(said.contains("there is no Go runtime to profile") && !said.contains("s3cret"), "{said}");
+    let bad = check(&[("NSM_LISTEN_ON", "https://:5004")]);
+    exits(&bad, 1);
+    assert!(stdout(&bad).contains("scheme `https`: expected tcp or unix"), "{}", stdout(&bad));
+    let up = command(&["up", "-c", &config]).env("NSM_LISTEN_ON", "https://:5004").output().unwrap();
+    exits(&up, 2);
 }

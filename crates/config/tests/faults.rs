@@ -461,7 +461,7 @@ fn sockets_for_nsm_are_taken_once_too() {
 #[test]
 fn keys_of_nsm_are_checked() {
     let nsm = |keys: &str| fault(&format!("compat: {{ nsm: {{ {keys} }} }}"));
-    assert!(nsm("max_token_lifetime: 1s").ends_with("from `10s` to `1day`"));
+    assert!(nsm("max_token_lifetime: 1s").ends_with("from `10s` to `10m`"));
     assert!(nsm("socket_mode: '999'").contains("write it in octal"));
     assert!(nsm("name: 'a b'").contains("is not a name for paths"));
     assert!(nsm("url: 'unix:///x'").contains("others call over TCP"));

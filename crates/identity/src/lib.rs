@@ -36,6 +36,7 @@ mod caller;
 mod certificate;
 mod jwk;
 pub mod peer;
+mod pem;
 mod private_file;
 pub mod source;
 pub mod svid;

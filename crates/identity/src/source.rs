@@ -31,6 +31,7 @@ struct Inner {
     ca: EmbeddedCa,
     id: SpiffeId,
     lifetime: Duration,
+    token_lifetime: Duration,
     current: ArcSwap<Svid>,
     rotations: watch::Sender<u64>,
 }
@@ -50,9 +51,20 @@ impl Identity {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, CaError> {
-        let current = ArcSwap::from_pointee(ca.issue(&id, lifetime, now)?);
+        Self::embedded_with_tokens(ca, id, lifetime, Duration::MAX, now)
+    }
+
+    /// The same, with a bound on the life of every token that its SVIDs sign.
+    pub fn embedded_with_tokens(
+        ca: EmbeddedCa,
+        id: SpiffeId,
+        lifetime: Duration,
+        token_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        let current = ArcSwap::from_pointee(ca.issue(&id, lifetime, now)?.bound_tokens(token_lifetime));
         let rotations = watch::Sender::new(0);
-        Ok(Self { inner: Arc::new(Inner { ca, id, lifetime, current, rotations }) })
+        Ok(Self { inner: Arc::new(Inner { ca, id, lifetime, token_lifetime, current, rotations }) })
     }
 
     /// Who we are.
@@ -84,7 +96,8 @@ impl Identity {
 
     /// Takes a fresh SVID with a fresh key. On an error the current one stays.
     pub fn rotate(&self, now: SystemTime) -> Result<(), CaError> {
-        let svid = self.inner.ca.issue(&self.inner.id, self.inner.lifetime, now)?;
+        let Inner { ca, id, lifetime, token_lifetime, .. } = &*self.inner;
+        let svid = ca.issue(id, *lifetime, now)?.bound_tokens(*token_lifetime);
         self.inner.current.store(Arc::new(svid));
         self.inner.rotations.send_modify(|count| *count += 1);
         Ok(())
@@ -155,6 +168,23 @@ mod tests {
         assert_ne!(before.private_key(), after.private_key(), "each SVID has a key of its own");
         assert_eq!(after.not_after(), before.not_after() + Duration::from_secs(60));
         assert_eq!(*identity.rotations().borrow(), 1);
+    }
+
+    #[test]
+    fn tokens_live_no_longer_than_their_bound_before_and_after_a_rotation() {
+        let now = SystemTime::now();
+        let dir = tempfile::tempdir().unwrap();
+        let td = TrustDomain::new("a.test").unwrap();
+        let ca = EmbeddedCa::open_or_create(dir.path(), &td, now).unwrap();
+        let id = SpiffeId::new("spiffe://a.test/carrick/gateway").unwrap();
+        let (hour, minute) = (Duration::from_secs(3_600), Duration::from_secs(60));
+        let identity = Identity::embedded_with_tokens(ca, id.clone(), hour, minute, now).unwrap();
+        for _ in 0..2 {
+            let svid = identity.current();
+            assert_eq!(svid.mint_token(&id, 10 * minute, now).unwrap().expires, now + minute);
+            assert_eq!(svid.mint_token(&id, minute / 2, now).unwrap().expires, now + minute / 2);
+            identity.rotate(now).unwrap();
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Svid {
     key: Arc<CertifiedKey>,
     /// Signs tokens; `None` when the key is of a kind that cannot.
     signer: Option<EcdsaKeyPair>,
+    /// No token lives longer.
+    token_lifetime: Duration,
 }
 
 /// What an identity source knows of a fresh SVID.
@@ -52,7 +54,13 @@ impl Svid {
         let renew_at = issued + (left / 2).max(MIN_RENEWAL);
         let signer =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.secret_pkcs8_der()).ok();
-        Ok(Self { id, not_before, not_after, renew_at, pkcs8, key: Arc::new(key), signer })
+        let (key, token_lifetime) = (Arc::new(key), Duration::MAX);
+        Ok(Self { id, not_before, not_after, renew_at, pkcs8, key, signer, token_lifetime })
+    }
+
+    /// The same, with a bound on the life of its tokens.
+    pub(crate) fn bound_tokens(self, token_lifetime: Duration) -> Self {
+        Self { token_lifetime, ..self }
     }
 
     /// Who this SVID says we are.
@@ -100,6 +108,7 @@ impl Svid {
         now: SystemTime,
     ) -> Result<Token, TokenError> {
         let key = self.signer.as_ref().ok_or_else(|| TokenError::KeyKind(self.id.clone()))?;
+        let max_lifetime = max_lifetime.min(self.token_lifetime);
         let expires = now.checked_add(max_lifetime).map_or(self.not_after, |end| end.min(self.not_after));
         token::mint(key, &self.id, audience, expires)
     }

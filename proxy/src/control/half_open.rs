@@ -18,6 +18,14 @@ pub(crate) const MAX_HALF_OPEN: usize = 1024;
 /// Handshakes of one source address at a time; a site behind one address restarts with fewer peers than this.
 pub(crate) const MAX_PER_SOURCE: usize = 64;
 
+/// What has a share of the places: one network, or one user of a Unix socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// Made from an address: one IPv6 host commonly has a whole /64 (RFC 6177).
+    Network(IpAddr),
+    User(u32),
+}
+
 pub(super) struct HalfOpen {
     places: Arc<Mutex<Places>>,
 }
@@ -25,8 +33,8 @@ pub(super) struct HalfOpen {
 #[derive(Default)]
 struct Places {
     next: u64,
-    taken: BTreeMap<u64, (IpAddr, oneshot::Sender<()>)>,
-    by_source: HashMap<IpAddr, BTreeSet<u64>>,
+    taken: BTreeMap<u64, (Source, oneshot::Sender<()>)>,
+    by_source: HashMap<Source, BTreeSet<u64>>,
 }
 
 /// One place; given back when dropped.
@@ -41,9 +49,8 @@ impl HalfOpen {
         Self { places: Arc::default() }
     }
 
-    /// A place for a connection from `ip`, if need be at the cost of the oldest one.
-    pub(super) fn enter(&self, ip: IpAddr) -> Place {
-        let source = source_of(ip);
+    /// A place for a connection from `source`, if need be at the cost of the oldest one.
+    pub(super) fn enter(&self, source: Source) -> Place {
         let (notify, evicted) = oneshot::channel();
         let mut places = self.places.lock();
         let of_source = places.by_source.get(&source);
@@ -99,14 +106,15 @@ impl Drop for Place {
     }
 }
 
-/// One IPv6 host commonly has a whole /64 (RFC 6177).
-fn source_of(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
+impl From<IpAddr> for Source {
+    fn from(ip: IpAddr) -> Self {
+        Self::Network(match ip.to_canonical() {
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, ..] = v6.segments();
+                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+            }
+            v4 => v4,
+        })
     }
 }
 
@@ -116,8 +124,8 @@ mod tests {
 
     use super::*;
 
-    fn ip(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
+    fn ip(last: u8) -> Source {
+        IpAddr::from([192, 0, 2, last]).into()
     }
 
     #[test]
@@ -148,12 +156,22 @@ mod tests {
     }
 
     #[test]
+    fn a_user_of_a_unix_socket_pushes_out_nobody_else() {
+        let half_open = HalfOpen::new();
+        let mut other = half_open.enter(ip(1));
+        let mut user = half_open.enter(Source::User(1000));
+        let mut crowd: Vec<Place> = (0..=MAX_PER_SOURCE).map(|_| half_open.enter(Source::User(0))).collect();
+        assert!(crowd[0].evicted().now_or_never().is_some());
+        assert!(user.evicted().now_or_never().is_none() && other.evicted().now_or_never().is_none());
+    }
+
+    #[test]
     fn an_ipv6_network_is_one_source_and_mapped_ipv4_is_ipv4() {
         let a: IpAddr = "2001:db8::1".parse().unwrap();
         let b: IpAddr = "2001:db8::ffff:1".parse().unwrap();
         let c: IpAddr = "2001:db8:0:1::1".parse().unwrap();
-        assert_eq!(source_of(a), source_of(b));
-        assert_ne!(source_of(a), source_of(c));
-        assert_eq!(source_of("::ffff:192.0.2.1".parse().unwrap()), ip(1));
+        assert_eq!(Source::from(a), Source::from(b));
+        assert_ne!(Source::from(a), Source::from(c));
+        assert_eq!(Source::from("::ffff:192.0.2.1".parse::<IpAddr>().unwrap()), ip(1));
     }
 }

@@ -1,20 +1,21 @@
-//! The control listener: TCP, mutual TLS, then gRPC for whatever services the caller brings.
+//! The control listener: TCP and Unix sockets, mutual TLS, then gRPC for whatever services the caller brings. All sockets take
+//! the same calls.
 //!
 //! ```text
-//!   accept loop ──▶ handshake task (bounded, 5 s) ──▶ queue ──▶ HTTP/2 server ──▶ services, with the Caller in the request
+//!   accept loops ──▶ handshake task (bounded, 5 s) ──▶ queue ──▶ HTTP/2 server ──▶ services, with the Caller in the request
 //! ```
 //!
 //! The accept loop waits for nobody. A handshake has its own task and its place among the half-open ones
 //! (`half_open`); what is established is counted and can be cut per trust domain (`live`).
 
 mod half_open;
+mod listener;
 mod live;
 mod refusal_log;
 
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::mpsc,
     time::timeout,
 };
@@ -40,8 +41,10 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
+pub use self::listener::{BindError, ControlListener};
 use self::{
     half_open::{HalfOpen, Place},
+    listener::{Remote, Socket, Wire},
     live::{Live, LiveGuard},
     refusal_log::RefusalLog,
 };
@@ -79,56 +82,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// The listening socket, bound and not yet serving.
-#[derive(Debug)]
-pub struct ControlListener {
-    listener: TcpListener,
-    addr: SocketAddr,
-}
-
-/// The control address cannot be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr} for the control plane (TCP)")]
-pub struct BindError {
-    /// Which address.
-    pub addr: SocketAddr,
-    /// What the system said.
-    #[source]
-    pub source: io::Error,
-}
-
-impl BindError {
-    /// What the operator does next.
-    pub fn hint(&self) -> &'static str {
-        match self.source.kind() {
-            io::ErrorKind::AddrInUse => {
-                "another process has the port (`ss -ltnp` shows which); stop it or change `listen.control`"
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                "the host does not have this address: correct `listen.control`"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one"
-            }
-            _ => "correct `listen.control`",
-        }
-    }
-}
-
 impl ControlListener {
-    /// Takes the port. Connections queue in the system until [`ControlListener::serve`].
-    pub async fn bind(addr: SocketAddr) -> Result<Self, BindError> {
-        let fault = |source| BindError { addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(fault)?;
-        let addr = listener.local_addr().map_err(fault)?;
-        Ok(Self { listener, addr })
-    }
-
-    /// Where it listens, with the real port.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.addr
-    }
-
     /// Serves `routes` until `tasks` stops: then peers are told (GOAWAY) and streams have a moment to end.
     pub async fn serve(
         self,
@@ -148,7 +102,9 @@ impl ControlListener {
             metrics,
         });
         tasks.spawn("control trust", Arc::clone(&front).follow_trust(trust.clone(), tasks.clone()));
-        tasks.spawn("control accept", Arc::clone(&front).accept(self.listener, tasks.clone()));
+        for socket in self.sockets {
+            tasks.spawn("control accept", Arc::clone(&front).accept(socket, tasks.clone()));
+        }
 
         let server = Server::builder()
             .timeout(HANDLER_DEADLINE)
@@ -234,17 +190,17 @@ enum Refused {
 }
 
 impl Front {
-    async fn accept(self: Arc<Self>, listener: TcpListener, tasks: Tasks) {
+    async fn accept(self: Arc<Self>, mut socket: Socket, tasks: Tasks) {
         let stopping = tasks.stopping();
         tokio::pin!(stopping);
         loop {
             let accepted = tokio::select! {
                 () = &mut stopping => return,
-                accepted = listener.accept() => accepted,
+                accepted = socket.accept() => accepted,
             };
             match accepted {
                 Ok((stream, remote)) => {
-                    let place = self.half_open.enter(remote.ip());
+                    let place = self.half_open.enter(remote.source);
                     tasks.spawn("control handshake", Arc::clone(&self).handshake(stream, remote, place));
                 }
                 Err(error) => {
@@ -255,7 +211,7 @@ impl Front {
         }
     }
 
-    async fn handshake(self: Arc<Self>, stream: TcpStream, remote: SocketAddr, mut place: Place) {
+    async fn handshake(self: Arc<Self>, stream: Wire, remote: Remote, mut place: Place) {
         let result = tokio::select! {
             biased;
             () = place.evicted() => Err((Refused::Evicted, None)),
@@ -271,7 +227,7 @@ impl Front {
                 let _stopped = self.established.send(io).await;
             }
             Err((refused, stream)) => {
-                self.report(&refused, remote);
+                self.report(&refused, &remote);
                 if let Some(stream) = stream {
                     linger(stream).await;
                 }
@@ -279,8 +235,7 @@ impl Front {
         }
     }
 
-    async fn shake(&self, stream: TcpStream) -> Result<ControlIo, (Refused, Option<TcpStream>)> {
-        tune(&stream);
+    async fn shake(&self, stream: Wire) -> Result<ControlIo, (Refused, Option<Wire>)> {
         let (acceptor, shown) = self.acceptors.current();
         let stream = match acceptor.accept(stream).into_fallible().await {
             Ok(stream) => stream,
@@ -294,7 +249,7 @@ impl Front {
         Ok(ControlIo { io: Severable::new(stream, live.token()), caller, _live: live })
     }
 
-    fn report(&self, refused: &Refused, remote: SocketAddr) {
+    fn report(&self, refused: &Refused, remote: &Remote) {
         let peer_error = match refused {
             Refused::Tls(error) => carrick_identity::PeerError::find_in(error),
             _ => None,
@@ -309,7 +264,7 @@ impl Front {
         let Some(suppressed) = self.log.admit() else { return };
         let detail = peer_error.map_or_else(|| crate::server::chain(refused), ToString::to_string);
         let hint = peer_error.map_or("", carrick_identity::PeerError::hint);
-        tracing::warn!(%remote, reason, detail, hint, suppressed, "control connection refused");
+        tracing::warn!(remote = remote.name, reason, detail, hint, suppressed, "control connection refused");
     }
 
     /// Cuts the connections of trust domains that are trusted no more.
@@ -331,7 +286,7 @@ impl Front {
 
 /// An established control connection.
 struct ControlIo {
-    io: Severable<TlsStream<TcpStream>>,
+    io: Severable<TlsStream<Wire>>,
     caller: Caller,
     _live: LiveGuard,
 }
@@ -391,7 +346,7 @@ pub(crate) fn tune(stream: &TcpStream) {
 }
 
 /// Closes so that the alert is read: closing with unread bytes resets the connection, and the reset overtakes the alert.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Wire) {
     let drain = async {
         stream.shutdown().await?;
         let mut scratch = [0; 2048];

@@ -17,10 +17,12 @@ mod server;
 mod tests;
 mod virtual_ips;
 mod zone;
+mod zone_file;
 
 pub use self::{
     ask::{AskError, ask_a},
     server::{BindError, Server},
     virtual_ips::{PoolExhausted, VirtualIps},
-    zone::{Answer, OwnDomain, Zone, ZoneError, ZoneHandle, ZoneKind},
+    zone::{Answer, NsmPorts, OwnDomain, Zone, ZoneError, ZoneHandle, ZoneKind},
+    zone_file::{ZoneFile, ZoneRecord},
 };

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    OwnDomain, Server, Zone, ZoneHandle, ZoneKind,
+    NsmPorts, OwnDomain, Server, Zone, ZoneHandle, ZoneKind,
     message::{Transport, respond},
 };
 use crate::resolve::{Resolver, ResolverSettings};
@@ -40,7 +40,7 @@ fn own(advertise: &[&str]) -> OwnDomain {
         advertise: advertise.iter().map(|a| a.parse().unwrap()).collect(),
         control_port: 7443,
         tunnel_port: 8443,
-        nsm: false,
+        nsm: None,
     }
 }
 
@@ -172,14 +172,17 @@ fn a_zone_inside_another_is_its_own() {
 
 #[test]
 fn nsm_finds_us_under_its_own_names() {
-    let nsm = OwnDomain { nsm: true, ..own(&["192.0.2.10"]) };
-    let zone = zone(&nsm);
-    for service in ["registry", "nsmgr-proxy"] {
+    let ports = Some(NsmPorts { registry: 5002, proxy: 5004 });
+    let zone_of = |advertise: &[&str]| zone(&OwnDomain { nsm: ports, ..own(advertise) });
+    let zone = zone_of(&["192.0.2.10"]);
+    for (service, port) in [("registry", 5002), ("nsmgr-proxy", 5004)] {
         let host = format!("{service}.nsm-system.cloud.test.");
-        assert_eq!(ask(&zone, &host, RecordType::SRV).0, [format!("{host} 60 IN SRV 0 0 7443 {host}")]);
+        assert_eq!(ask(&zone, &host, RecordType::SRV).0, [format!("{host} 60 IN SRV 0 0 {port} {host}")]);
         assert_eq!(ask(&zone, &host, RecordType::A).0, [format!("{host} 60 IN A 192.0.2.10")]);
     }
     assert_eq!(ask(&example(), "registry.nsm-system.cloud.test.", RecordType::A).1, ResponseCode::NXDomain);
+    let warned = zone_of(&["gw.example.net"]).warnings().join("\n");
+    assert!(warned.contains("only names are advertised"), "{warned}");
 }
 
 #[test]

@@ -33,7 +33,16 @@ pub struct OwnDomain {
     /// The UDP port of the tunnel.
     pub tunnel_port: u16,
     /// Whether to publish the names of Network Service Mesh too, with the control plane behind them.
-    pub nsm: bool,
+    pub nsm: Option<NsmPorts>,
+}
+
+/// The TCP ports that the names of Network Service Mesh lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NsmPorts {
+    /// Of `registry.nsm-system.<domain>`.
+    pub registry: u16,
+    /// Of `nsmgr-proxy.nsm-system.<domain>`.
+    pub proxy: u16,
 }
 
 /// An immutable snapshot of everything our DNS server is authoritative for: our own domain, and the imports under the
@@ -157,6 +166,11 @@ impl Zone {
         &self.warnings
     }
 
+    /// All records.
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.nodes.values().flatten()
+    }
+
     /// The serial number of the SOA records.
     pub fn serial(&self) -> u32 {
         match self.apexes.first().map(|a| &a.soa.data) {
@@ -250,13 +264,16 @@ impl Zone {
                 self.add(name(&format!("{label}.{}", own.domain))?, OWN_TTL, RData::SRV(srv));
             }
         }
-        if own.nsm && !ips.is_empty() {
-            for service in ["registry.nsm-system", "nsmgr-proxy.nsm-system"] {
-                // NSM asks for the SRV record and the address under one name.
-                let host = name(&format!("{service}.{}", own.domain))?;
-                self.add(host.clone(), OWN_TTL, RData::SRV(SRV::new(0, 0, own.control_port, host.clone())));
-                self.add_addresses(&host, &ips);
-            }
+        let Some(ports) = own.nsm else { return Ok(()) };
+        if ips.is_empty() {
+            self.warnings.push("NSM's names need an address, and only names are advertised".to_owned());
+            return Ok(());
+        }
+        for (service, port) in [("registry", ports.registry), ("nsmgr-proxy", ports.proxy)] {
+            // NSM asks for the SRV record and the address under one name.
+            let host = name(&format!("{service}.nsm-system.{}", own.domain))?;
+            self.add(host.clone(), OWN_TTL, RData::SRV(SRV::new(0, 0, port, host.clone())));
+            self.add_addresses(&host, &ips);
         }
         Ok(())
     }
@@ -301,7 +318,7 @@ impl Zone {
         }
     }
 
-    fn with_serial(mut self, serial: u32) -> Self {
+    pub(super) fn with_serial(mut self, serial: u32) -> Self {
         let own_records = self.nodes.values_mut().flatten();
         for record in self.apexes.iter_mut().map(|a| &mut a.soa).chain(own_records) {
             if let RData::SOA(soa) = &mut record.data {

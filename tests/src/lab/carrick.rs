@@ -178,8 +178,13 @@ impl Carrick {
 
     /// Starts it and returns at once.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it with variables in its environment and returns at once.
+    pub fn start_with(&mut self, variables: &[(&str, &str)]) {
         let mut command = self.ns.command(binary().to_str().unwrap());
-        command.args(["up", "-c"]).arg(self.config());
+        command.args(["up", "-c"]).arg(self.config()).envs(variables.iter().copied());
         self.daemon = Some(Daemon::spawn(&self.logs, &self.name, command).stopped_by(Signal::TERM));
     }
 

@@ -17,12 +17,19 @@ const TTL: u32 = 2;
 pub struct Zone {
     name: String,
     records: String,
+    /// The whole file, where somebody else wrote it.
+    printed: Option<String>,
 }
 
 impl Zone {
     /// An empty zone: SOA and NS only.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), records: String::new() }
+        Self { name: name.to_owned(), records: String::new(), printed: None }
+    }
+
+    /// A zone file that another program wrote.
+    pub fn printed(name: &str, file: String) -> Self {
+        Self { printed: Some(file), ..Self::new(name) }
     }
 
     /// What a domain with one gateway publishes: both SRV records and the gateway's addresses.
@@ -72,12 +79,21 @@ impl Zone {
     }
 
     fn file(&self, serial: u32) -> String {
+        if let Some(file) = &self.printed {
+            return file.clone();
+        }
         format!(
             "$ORIGIN {name}.\n$TTL {TTL}\n@ SOA ns hostmaster {serial} 60 30 600 {TTL}\n@ NS ns\nns A {DNS}\nns AAAA {DNS6}\n{records}",
             name = self.name,
             records = self.records
         )
     }
+}
+
+/// The serial number in the SOA of a zone file whose records are on one line each.
+fn serial_of(file: &str) -> Option<u32> {
+    let soa = file.lines().find(|line| line.split_whitespace().any(|word| word == "SOA"))?;
+    soa.split_whitespace().skip_while(|word| *word != "SOA").nth(3)?.parse().ok()
 }
 
 /// A running knotd on [`DNS`] and [`DNS6`], port 53, in the WAN.
@@ -118,9 +134,10 @@ impl Knot {
     pub fn publish(&mut self, zone: Zone) {
         self.zones.retain(|z| z.name != zone.name);
         let name = zone.name.clone();
+        let printed = zone.printed.as_deref().and_then(serial_of);
         self.zones.push(zone);
         self.write();
-        let serial = self.serial;
+        let serial = printed.unwrap_or(self.serial);
         if let Some(daemon) = &self.daemon {
             daemon.signal(Signal::HUP);
             within(Duration::from_secs(5), &format!("{name} with serial {serial}"), || {

@@ -72,9 +72,9 @@ pub(crate) struct IdentityRow {
 /// One listening socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ListenerRow {
-    /// What it is for: `control`, `tunnel`, `admin`, `dns`.
+    /// What it is for: `control`, `tunnel`, `nsm` (what NSM's parts call), `admin`, `dns`.
     pub(crate) name: String,
-    /// Address with scheme: `tcp://0.0.0.0:7443`, `udp://…`, `unix://…`.
+    /// Address with scheme: `tcp://0.0.0.0:7443`, `udp://…`, `unix://…`; `tcp://:5002` is all addresses of both families.
     pub(crate) address: String,
 }
 

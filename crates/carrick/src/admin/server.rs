@@ -90,7 +90,7 @@ pub(crate) fn serve<C: Control>(mut socket: AdminSocket, control: Arc<C>, tasks:
     let router = full_router(control, tasks.clone());
     let tasks_of_connections = tasks.clone();
     tasks.spawn("admin socket", async move {
-        accept_loop(&mut socket.listener, router, tasks_of_connections).await;
+        accept_loop(socket.listener(), router, tasks_of_connections).await;
     })
 }
 

@@ -218,6 +218,7 @@ fn listeners(daemon: &Daemon) -> Vec<ListenerRow> {
         row("tunnel", format!("udp://{}", at.tunnel)),
         row("admin", format!("unix://{}", at.socket.display())),
     ];
+    rows.extend(at.nsm.iter().map(|url| row("nsm", url.to_string())));
     rows.extend(at.admin.map(|address| row("admin", format!("tcp://{address}"))));
     rows.extend(
         at.dns

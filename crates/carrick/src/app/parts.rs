@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use carrick_config::{Config, Congestion, Lanes};
 use carrick_gateway::Gateway;
 use carrick_identity::{EmbeddedCa, Identity, TrustStore};
-use carrick_model::{Host, SpiffeId};
+use carrick_model::{Host, ServeUrl, SpiffeId};
 use carrick_proxy::{
     InboundSettings,
     control::ControlListener,
@@ -37,7 +37,7 @@ use super::{
     control::Admin,
     flat_files,
     imports::{Listeners, Names, saved},
-    life, reload, store,
+    life, nsm, reload, store,
     trust::{self, Trusted},
 };
 use crate::{
@@ -96,6 +96,8 @@ pub(crate) struct Addresses {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) dns: Option<SocketAddr>,
     pub(crate) socket: PathBuf,
+    /// For NSM's parts, beside the control plane's own.
+    pub(crate) nsm: Vec<ServeUrl>,
 }
 
 impl Daemon {
@@ -122,7 +124,8 @@ impl Daemon {
         let store = store::open(&config, state.path(), &tasks)?;
 
         // Every socket, before anything begins.
-        let control_listener = ControlListener::bind(config.listen.control).await?;
+        let mut control_listener = ControlListener::bind(config.listen.control).await?;
+        let nsm = nsm::listen(&config, &mut control_listener).await?;
         let mut settings = gateway_settings(&config);
         settings.listen = config.listen.tunnel;
         let gateway = Gateway::bind(
@@ -148,6 +151,7 @@ impl Daemon {
             admin: admin_listener.as_ref().and_then(|listener| listener.local_addr().ok()),
             dns: dns_server.as_ref().map(dns::Server::local_addr),
             socket: socket.path().to_owned(),
+            nsm,
         };
 
         // The parts, joined.
@@ -159,7 +163,7 @@ impl Daemon {
                 advertise: advertised.clone(),
                 control_port: addresses.control.port(),
                 tunnel_port: addresses.tunnel.port(),
-                nsm: false,
+                nsm: nsm::ports(&config, &addresses.nsm, addresses.control.port()),
             },
             suffix: config.dns.suffix.clone(),
             addresses: {
@@ -338,7 +342,8 @@ fn embedded_identity(
     let bundle = ca.bundle();
     let id = SpiffeId::new(format!("spiffe://{}{GATEWAY_PATH}", config.trust_domain))
         .context("the gateway has no SPIFFE ID")?;
-    let identity = Identity::embedded(ca, id, config.identity.svid_lifetime, now)?;
+    let (lifetime, tokens) = (config.identity.svid_lifetime, config.compat.nsm.max_token_lifetime);
+    let identity = Identity::embedded_with_tokens(ca, id, lifetime, tokens, now)?;
     Ok((identity, bundle))
 }
 

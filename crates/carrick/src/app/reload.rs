@@ -8,6 +8,7 @@ use carrick_proxy::catalogue::LocalExport;
 use carrick_registry::{ExportRecord, PORT_LABEL};
 
 use super::{
+    environment, nsm,
     parts::{self, Daemon},
     trust,
 };
@@ -33,7 +34,7 @@ pub(crate) async fn reload(daemon: &Daemon) -> Result<ReloadReply, Problem> {
 async fn apply(daemon: &Daemon) -> Result<ReloadReply, Problem> {
     let old = daemon.config.load_full();
     let new = match &daemon.config_path {
-        Some(path) => carrick_config::load(path).map_err(|error| refused(&error))?,
+        Some(path) => load(path)?,
         None => Config::clone(&old),
     };
     let difference = old.difference(&new);
@@ -136,11 +137,7 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
 
 /// Offers the config's exports: to the proxy, which decides about requests, and to the registry, which is asked for them.
 pub(crate) fn apply_exports(daemon: &Daemon, config: &Config) -> anyhow::Result<()> {
-    let host = parts::advertised(config).into_iter().next();
-    let url = host.map_or_else(String::new, |host| {
-        let port = daemon.addresses.control.port();
-        format!("tcp://{}", carrick_model::HostPort { host, port })
-    });
+    let url = nsm::public_url(config, &daemon.addresses).map_or_else(String::new, |at| format!("tcp://{at}"));
     let name = |export: &Export| format!("{}.{}", export.service, config.domain);
     let record = |export: &Export| ExportRecord {
         service: export.service.clone(),
@@ -180,6 +177,14 @@ fn note<T, K: ToString>(
     done.applied.extend(added.iter().map(|item| format!("{what} {}: added", name(item))));
     done.applied.extend(removed.iter().map(|item| format!("{what} {}: removed", item.to_string())));
     done.applied.extend(changed.iter().map(|item| format!("{what} {}: changed", name(item))));
+}
+
+/// The file, and what the environment has said since the start.
+fn load(path: &std::path::Path) -> Result<Config, Problem> {
+    let mut config = carrick_config::load(path).map_err(|error| refused(&error))?;
+    environment::overlay(&mut config)
+        .map_err(|error| Problem::new(ProblemCode::InvalidConfig, error.to_string()).hint(error.hint()))?;
+    Ok(config)
 }
 
 fn refused(error: &carrick_config::LoadError) -> Problem {

@@ -4,10 +4,11 @@ mod host;
 
 use std::path::{Path, PathBuf};
 
-use carrick_config::{Fault, LoadError};
+use carrick_config::{Config, EnvironmentFault, Fault, LoadError};
 use serde::Serialize;
 
 use crate::{
+    app,
     cli::{
         Exit, Mark, Output, Style,
         quantity::count,
@@ -52,12 +53,14 @@ enum Level {
 /// Checks the file at `path`.
 pub(crate) async fn run(path: &Path, output: Output) -> anyhow::Result<Exit> {
     let (findings, when_bad) = match carrick_config::load(path) {
-        Ok(config) => {
+        Ok(mut config) => {
+            let of_environment = environment(&mut config);
             let state = StateDir::new(&config.state_dir);
             let imported = trust_file::read_all(&state);
             let warnings = trust_file::unsettled(&config, &imported.0);
             let mut findings: Vec<Finding> =
                 warnings.into_iter().map(|w| Finding::of_fault(Level::Warning, w)).collect();
+            findings.extend(of_environment);
             findings.extend(host::check(&config, &state, imported).await);
             (findings, Exit::Failed)
         }
@@ -70,6 +73,24 @@ pub(crate) async fn run(path: &Path, output: Output) -> anyhow::Result<Exit> {
     let ok = findings.iter().all(|f| f.level != Level::Error);
     output.show(&Report { config: path.to_owned(), ok, findings }, human)?;
     Ok(if ok { Exit::Ok } else { when_bad })
+}
+
+/// What the variables of this process do to the config, and which cannot be read.
+fn environment(config: &mut Config) -> Vec<Finding> {
+    let of = |level, name: &str, message: String| Finding::new(level, name, message);
+    match app::overlay(config) {
+        Ok(environment) => {
+            let applied = environment.applied.iter();
+            let applied = applied.map(|(name, key)| of(Level::Ok, name, format!("is in force for `{key}`")));
+            let ignored = environment.ignored.iter().map(|i| of(Level::Warning, &i.name, i.why.clone()));
+            applied.chain(ignored).collect()
+        }
+        Err(faults) => {
+            let fault =
+                |f: &EnvironmentFault| of(Level::Error, f.name, f.message.clone()).hint(faults.hint());
+            faults.as_slice().iter().map(fault).collect()
+        }
+    }
 }
 
 impl Finding {

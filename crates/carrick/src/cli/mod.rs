@@ -3,6 +3,7 @@
 mod check;
 pub(crate) mod connect;
 mod connections;
+mod dns;
 mod exit;
 mod explain;
 pub(crate) mod output;
@@ -13,6 +14,7 @@ mod reload;
 mod report;
 mod services;
 pub(crate) mod status;
+mod svid;
 mod table;
 mod trust;
 
@@ -163,6 +165,12 @@ EXAMPLES
     /// Whom this domain trusts: show, export and import trust bundles
     #[command(subcommand, after_help = trust::EXAMPLES)]
     Trust(trust::Trust),
+    /// Give identities of this domain to programs
+    #[command(subcommand, after_help = svid::EXAMPLES)]
+    Svid(svid::Svid),
+    /// Names of this domain
+    #[command(subcommand, after_help = dns::EXAMPLES)]
+    Dns(dns::Dns),
     /// Have the daemon read its config and its imported bundles again
     #[command(after_help = "\
 EXAMPLES
@@ -245,6 +253,8 @@ impl Cli {
                 block_on(connect::disconnect(&global.client()?, service, listen))??
             }
             Command::Trust(command) => block_on(trust::run(command, &global, output))??,
+            Command::Svid(command) => svid::run(command, &global, output)?,
+            Command::Dns(command) => dns::run(&command, &global.config_or_default(), output)?,
             Command::Reload => block_on(reload::run(&global.client()?, output))??,
             Command::Version => version(output)?,
             Command::Completions { shell } => completions(shell)?,
@@ -291,7 +301,7 @@ impl Global {
 
 fn up(global: &Global) -> anyhow::Result<()> {
     let path = global.config_or_default();
-    let config = carrick_config::load(&path)?;
+    let (config, environment) = app::load_config(&path)?;
     if let Some(dir) = global.state_dir.as_ref().filter(|dir| **dir != config.state_dir) {
         let message =
             format!("--state-dir {} is not the config's, {}", dir.display(), config.state_dir.display());
@@ -299,6 +309,7 @@ fn up(global: &Global) -> anyhow::Result<()> {
         return Err(Advice::usage(message, format!("change `state_dir:` in {}", path.display())).into());
     }
     let _written_before_the_end = logging::init(&config.log, global.verbose)?;
+    app::tell_environment(&environment);
     app::run(config, Some(path))
 }
 

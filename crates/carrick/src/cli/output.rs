@@ -14,6 +14,7 @@ pub(crate) enum Format {
     // Plain comments: a doc comment would make clap spread every --help over six more lines.
     // Tables and sentences.
     #[default]
+    #[value(alias = "zone")]
     Human,
     // JSON, indented.
     Json,

@@ -32,6 +32,10 @@ fn page() -> String {
         "| `CARRICK_STATE_DIR` | state directory, when neither `--state-dir` nor `-c` is given |\n",
     );
     text.push_str("| `CARRICK_LOG`, `RUST_LOG` | what is logged, instead of the config's `log.level`: `debug`, `info,carrick_proxy=trace` |\n");
+    text.push_str(
+        "| `NSM_*` | the variables of Network Service Mesh's manifests that `up`, `check` and `dns zone` let win over the config: \
+         [all of them](../guides/nsm.md#environment) |\n",
+    );
     text.push_str("| `NO_COLOR` | no colour, when not empty |\n");
     for command in root.get_subcommands() {
         write_command(&mut text, command, 2);

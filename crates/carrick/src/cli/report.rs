@@ -2,7 +2,7 @@
 
 use std::{error::Error, io::Write};
 
-use carrick_config::LoadError;
+use carrick_config::{EnvironmentFaults, LoadError};
 use carrick_identity::{BundleError, CaError, PeerError};
 use serde::Serialize;
 
@@ -100,7 +100,7 @@ fn machine(err: &anyhow::Error) -> Machine {
     let code = match problem_code(err) {
         Some(code) => code,
         None => match exit_of(err) {
-            Exit::Usage if find::<LoadError>(err).is_some() => ProblemCode::InvalidConfig,
+            Exit::Usage if faulty_config(err) => ProblemCode::InvalidConfig,
             Exit::Usage => ProblemCode::InvalidRequest,
             Exit::NoDaemon => ProblemCode::Unavailable,
             Exit::Unhealthy => ProblemCode::Denied,
@@ -128,7 +128,7 @@ fn exit_of(err: &anyhow::Error) -> Exit {
         (Some(ClientError::NotRunning { .. }), _) => Exit::NoDaemon,
         (Some(ClientError::Denied { .. }), _) | (_, Some(ProblemCode::Denied)) => Exit::Unhealthy,
         (_, Some(ProblemCode::InvalidRequest | ProblemCode::InvalidConfig)) => Exit::Usage,
-        _ if find::<LoadError>(err).is_some() => Exit::Usage,
+        _ if faulty_config(err) => Exit::Usage,
         _ => Exit::Failed,
     }
 }
@@ -156,11 +156,13 @@ fn own_hint(err: &(dyn Error + 'static)) -> Option<String> {
         StateDirError => |e| Some(e.hint()),
         TrustFileError => |e| Some(e.hint()),
         LoadError => |e| Some(e.hint().into()),
+        EnvironmentFaults => |e| Some(e.hint().into()),
         BundleError => |e| Some(e.hint().into()),
         CaError => |e| Some(e.hint().into()),
         carrick_registry::store::OpenError => |e| Some(e.hint().into()),
         carrick_gateway::GatewayError => |e| Some(e.hint().into()),
-        carrick_proxy::control::BindError => |e| Some(e.hint().into()),
+        carrick_proxy::control::BindError => |e| Some(e.hint()),
+        carrick_runtime::UnixSocketError => |e| Some(e.hint()),
         carrick_proxy::dns::BindError => |e| Some(e.hint().into()),
         crate::app::AddError => |e| Some(e.hint().into()),
         crate::app::TrustError => |e| Some(e.hint()),
@@ -174,6 +176,11 @@ fn problem_code(err: &anyhow::Error) -> Option<ProblemCode> {
         Some(ClientError::Problem(problem)) => Some(problem.code),
         _ => find::<Problem>(err).map(|p| p.code),
     }
+}
+
+/// Whether the config cannot be read, be it the file or the environment.
+fn faulty_config(err: &anyhow::Error) -> bool {
+    find::<LoadError>(err).is_some() || find::<EnvironmentFaults>(err).is_some()
 }
 
 fn find<T: Error + 'static>(err: &anyhow::Error) -> Option<&T> {

@@ -115,34 +115,36 @@ pub(super) async fn run(command: Trust, global: &Global, output: Output) -> anyh
 
 fn export(state: &StateDir, config: Option<&Config>) -> anyhow::Result<Exit> {
     let bundle = match config {
-        Some(config) => Some(create_own(state, &config.trust_domain)?),
-        None => read_own(state)?,
-    };
-    let Some(bundle) = bundle else {
-        let message =
-            format!("no domain has been started with state_dir {}: it has no root", state.path().display());
-        let hint = "start `carrick up -c FILE`, or make the root now with `carrick trust export -c FILE`";
-        return Err(Advice::new(message, hint).into());
+        Some(config) => create_own(state, &config.trust_domain)?.bundle(),
+        None => read_own(state)?.ok_or_else(|| no_root(state))?.bundle(),
     };
     print(&(bundle.to_spiffe_json().trim_end().to_owned() + "\n"))?;
     Ok(Exit::Ok)
 }
 
+/// What is said where no domain has been started.
+pub(super) fn no_root(state: &StateDir) -> Advice {
+    let message =
+        format!("no domain has been started with state_dir {}: it has no root", state.path().display());
+    let hint = "start `carrick up -c FILE`, or make the root now with `carrick trust export -c FILE`";
+    Advice::new(message, hint)
+}
+
 /// The own root, made if this is the first time.
-fn create_own(state: &StateDir, trust_domain: &TrustDomain) -> anyhow::Result<Bundle> {
+pub(super) fn create_own(state: &StateDir, trust_domain: &TrustDomain) -> anyhow::Result<EmbeddedCa> {
     state.create()?;
-    let bundle = EmbeddedCa::open_or_create(state.path(), trust_domain, SystemTime::now())?.bundle();
+    let ca = EmbeddedCa::open_or_create(state.path(), trust_domain, SystemTime::now())?;
     let root = state.ca_root();
     for path in root.parent().into_iter().chain([root.as_path()]) {
         state
             .adopt(path)
             .with_context(|| format!("{}: cannot give it to the daemon's user", path.display()))?;
     }
-    Ok(bundle)
+    Ok(ca)
 }
 
 /// The own root as an earlier start left it: its certificate says the trust domain.
-fn read_own(state: &StateDir) -> anyhow::Result<Option<Bundle>> {
+pub(super) fn read_own(state: &StateDir) -> anyhow::Result<Option<EmbeddedCa>> {
     let path = state.ca_root();
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -154,7 +156,7 @@ fn read_own(state: &StateDir) -> anyhow::Result<Option<Bundle>> {
     };
     let trust_domain = trust_domain_of(&text)
         .with_context(|| format!("{} holds no root certificate of a SPIFFE trust domain", path.display()))?;
-    Ok(Some(EmbeddedCa::open_or_create(state.path(), &trust_domain, SystemTime::now())?.bundle()))
+    Ok(Some(EmbeddedCa::open_or_create(state.path(), &trust_domain, SystemTime::now())?))
 }
 
 fn trust_domain_of(pem: &[u8]) -> Option<TrustDomain> {
@@ -170,7 +172,7 @@ fn trust_domain_of(pem: &[u8]) -> Option<TrustDomain> {
 /// What the daemon would trust, as far as the files say it.
 fn offline(state: &StateDir, config: Option<&Config>) -> anyhow::Result<TrustList> {
     let mut bundles = Vec::new();
-    if let Some(own) = read_own(state)? {
+    if let Some(own) = read_own(state)?.map(|ca| ca.bundle()) {
         let domain = match config {
             Some(config) => Some(config.domain.clone()),
             // A trust domain may be a name that no domain has; then there is none to show.
@@ -373,7 +375,7 @@ onprem.test  onprem.test   imported  in 30d 0h  bb
         let made = create_own(&state, &TrustDomain::new("cloud.test").unwrap()).unwrap();
         let read = read_own(&state).unwrap().unwrap();
         assert_eq!(read.trust_domain(), made.trust_domain());
-        assert_eq!(read.fingerprints(), made.fingerprints());
+        assert_eq!(read.bundle().fingerprints(), made.bundle().fingerprints());
     }
 
     #[test]

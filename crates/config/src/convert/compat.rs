@@ -8,18 +8,20 @@ use std::{
 
 use carrick_model::{Domain, PartUrl, ServeUrl};
 
-use super::{DAY, Draft, Placed};
+use super::{Draft, Placed};
 use crate::{
     config::Nsm,
     cursor::Cursor,
+    defaults,
     raw::compat::{RawCompat, RawNsm},
     text::{Text, Written},
 };
 
 /// Sockets for NSM's sake. Its parts have five ports and one socket among them.
 pub(crate) const MAX_SOCKETS: usize = 16;
-/// A token that is dead before a slow call comes back is of no use; one of more than a day is no longer short-lived.
-pub(crate) const TOKEN_LIFETIMES: RangeInclusive<Duration> = Duration::from_secs(10)..=DAY;
+/// A token that is dead before a slow call comes back is of no use; NSM's own live no longer than its default.
+pub(crate) const TOKEN_LIFETIMES: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=defaults::NSM_MAX_TOKEN_LIFETIME;
 
 /// What was read of `compat`.
 pub(crate) struct DraftCompat<'n> {

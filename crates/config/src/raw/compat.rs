@@ -38,7 +38,7 @@ pub(crate) struct RawNsm {
     /// Where others call the endpoints this daemon publishes for the ones behind it: `tcp://host:port` or `host:port`. Left
     /// out: the first TCP address of `listen`, or else `listen.control`, as it is advertised.
     pub(crate) url: Option<Text<PublicUrl>>,
-    /// Longest life of a token; it ends no later than the SVID that signed it. From `10s` to `1day`.
+    /// Longest life of a token; it ends no later than the SVID that signed it. From `10s` to `10m`.
     pub(crate) max_token_lifetime: Text<Duration>,
     /// File that maps addresses of nodes to what they are outside, as `cmd-map-ip-k8s` writes it: flat YAML,
     /// `internal: external`. Read anew when it changes.

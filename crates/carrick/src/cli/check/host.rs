@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, SystemTime},
@@ -11,7 +11,7 @@ use std::{
 
 use carrick_config::{BundleSource, Config, Export};
 use carrick_identity::Bundle;
-use carrick_model::{Domain, ExportTarget, HostPort, ListenAddress, TrustDomain};
+use carrick_model::{Domain, ExportTarget, HostPort, ListenAddress, ServeUrl, TrustDomain};
 use futures::{StreamExt, stream};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use super::{Finding, Level};
 use crate::{
     admin::{
-        api::{Status, Timestamp},
+        api::{ListenerRow, Status, Timestamp},
         client::Client,
     },
     cli::quantity::until,
@@ -33,6 +33,9 @@ const TARGET_TIMEOUT: Duration = Duration::from_secs(2);
 const TARGETS_AT_A_TIME: usize = 32;
 /// A root that ends sooner is worth a warning: exchanging roots takes people.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
+
+/// The key of the sockets for NSM's parts.
+const NSM: &str = "compat.nsm.listen";
 
 /// What [`crate::trust_file::read_all`] gives.
 pub(super) type ImportedBundles = (Vec<ImportedTrust>, Vec<TrustFileError>);
@@ -85,10 +88,24 @@ fn sockets(config: &Config, running: Option<&Status>) -> Vec<Finding> {
     wanted.extend(listen.admin.map(|a| ("listen.admin".to_owned(), ListenAddress::Tcp(a))));
     let dns = listen.dns.into_iter().flat_map(|a| [ListenAddress::Udp(a), ListenAddress::Tcp(a)]);
     wanted.extend(dns.map(|a| ("listen.dns".to_owned(), a)));
+    wanted.extend(config.compat.nsm.listen.iter().map(|url| (NSM.to_owned(), served(url))));
     let imports =
         config.imports.iter().filter_map(|i| Some((format!("imports.{}", i.service), i.listen.clone()?)));
     wanted.extend(imports);
     wanted.into_iter().map(|(subject, address)| socket(subject, &address, running)).collect()
+}
+
+/// All addresses of both families are tried as the first family that the host has.
+fn served(url: &ServeUrl) -> ListenAddress {
+    match url {
+        ServeUrl::Unix(path) => ListenAddress::Unix(path.clone()),
+        ServeUrl::Tcp { ip: Some(ip), port } => ListenAddress::Tcp(SocketAddr::new(*ip, *port)),
+        ServeUrl::Tcp { ip: None, port } => {
+            let all = SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port));
+            let lacking = TcpListener::bind(SocketAddr::new(all.ip(), 0)).is_err();
+            ListenAddress::Tcp(if lacking { (Ipv4Addr::UNSPECIFIED, *port).into() } else { all })
+        }
+    }
 }
 
 fn socket(subject: String, address: &ListenAddress, running: Option<&Status>) -> Finding {
@@ -144,8 +161,20 @@ fn holds(status: &Status, subject: &str, address: &ListenAddress) -> bool {
     let (text, dns) = (address.to_string(), "listen.dns");
     let bare = |text: &str| text.split_once("://").map(|(_, rest)| rest.to_owned());
     let same = |listener: &str| listener == text || (subject == dns && bare(listener) == bare(&text));
-    status.listeners.iter().any(|l| format!("listen.{}", l.name) == subject && same(&l.address))
+    let nsm = |l: &ListenerRow| l.name == "nsm" && subject == NSM && same_url(&l.address, address);
+    status.listeners.iter().any(|l| nsm(l) || format!("listen.{}", l.name) == subject && same(&l.address))
         || status.imports.iter().any(|i| i.listen.contains(address))
+}
+
+/// Whether a listener's URL names the address: `tcp://:5002` is all addresses of either family.
+fn same_url(url: &str, address: &ListenAddress) -> bool {
+    match (url.parse(), address) {
+        (Ok(ServeUrl::Tcp { ip, port }), ListenAddress::Tcp(addr)) => {
+            port == addr.port() && ip.map_or(addr.ip().is_unspecified(), |ip| ip == addr.ip())
+        }
+        (Ok(ServeUrl::Unix(path)), ListenAddress::Unix(other)) => path == *other,
+        _ => false,
+    }
 }
 
 /// Imports listen on addresses of the pool; outside of 127.0.0.0/8 somebody has to have added them to the host.
