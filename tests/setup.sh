@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that the tests drive: a DNS server, PostgreSQL, etcd, a TLS proxy to compare with.
+# Go, for the tests with Network Service Mesh's code, is newer than Debian's: it is there or those tests are skipped.
 # Nothing else is downloaded, nothing is started, and running it again changes nothing.
 #
 #   tests/setup.sh           install what is missing (as root, or through sudo)

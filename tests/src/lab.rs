@@ -22,6 +22,7 @@ mod leftovers;
 mod mesh;
 mod namespace;
 mod needs;
+mod nsm;
 mod postgres;
 mod process;
 mod resources;
@@ -41,6 +42,7 @@ pub use self::{
     mesh::{MESH, Mesh},
     namespace::{Finished, Namespace},
     needs::needs,
+    nsm::{NSM, Workload, nsm_interop, nsm_interop_here},
     postgres::Postgres,
     process::{Daemon, Signal},
     resources::{Usage, raise_file_limit},

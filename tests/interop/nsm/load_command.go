@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// serveRegistryCommand serves NSM's memory registry until it is told to stop.
+func serveRegistryCommand(ctx context.Context, args []string) error {
+	flags := newFlags("serve-registry", "own")
+	address := flags.set.String("listen", "127.0.0.1:0", "HOST:PORT to listen on")
+	if err := flags.set.Parse(args); err != nil {
+		return err
+	}
+	own, err := flags.identity("own")
+	if err != nil {
+		return err
+	}
+	listener, err := listen(*address)
+	if err != nil {
+		return err
+	}
+	part := serveRegistry(ctx, own, listener, nil)
+	if err := report(map[string]any{"serves": "registry", "url": part.url.String()}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// loadCommand measures a registry. The endpoints of `find` are those that `register` made.
+func loadCommand(ctx context.Context, what string, args []string) error {
+	flags := newFlags("load", "caller")
+	at := flags.set.String("registry", "", "tcp://HOST:PORT of the registry")
+	count := flags.set.Int("endpoints", 10_000, "endpoints: to register, or to find among")
+	seconds := flags.set.Duration("for", 10*time.Second, "how long to find")
+	rate := flags.set.Float64("rate", 0, "calls a second; 0 for as many as there are answers")
+	workers := flags.set.Int("workers", 32, "calls under way at once")
+	connections := flags.set.Int("connections", 4, "TLS connections that share the calls")
+	watchers := flags.set.Int("watchers", 1000, "open watches")
+	changes := flags.set.Int("changes", 20, "changes that the watches hear")
+	if err := flags.set.Parse(args); err != nil {
+		return err
+	}
+	target := &registryTarget{}
+	var err error
+	if target.url, err = parseURL("registry", *at); err != nil {
+		return err
+	}
+	if target.owner, err = flags.identity("caller"); err != nil {
+		return err
+	}
+	load, err := newLoad(target, *connections)
+	if err != nil {
+		return err
+	}
+	var measured figures
+	switch what {
+	case "register":
+		measured = drive(ctx, *workers, *count, 0, *rate, func(worker, number int) error {
+			return load.register(ctx, worker, number)
+		})
+	case "find":
+		// A stride that shares no factor with a round count asks for all of them, in no order the registry could like.
+		measured = drive(ctx, *workers, 0, *seconds, *rate, func(worker, number int) error {
+			return load.find(ctx, worker, number*7919%*count)
+		})
+	case "watch":
+		if measured, err = load.watchDelay(ctx, *watchers, *changes); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%q is no load: register, find, watch", what)
+	}
+	if measured.Failed > measured.Calls/100 {
+		return fmt.Errorf("%d calls failed and %d did not: %s", measured.Failed, measured.Calls, measured.Fault)
+	}
+	return report(map[string]any{"load": what, "figures": measured})
+}
