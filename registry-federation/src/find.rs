@@ -152,7 +152,7 @@ impl<T: Wire> Watching<T> {
 }
 
 fn answer<T: Wire>(record: &Arc<Record<T>>, suffix: Option<&str>, deleted: bool) -> T::Response {
-    let mut object = record.object.clone();
+    let mut object = record.object();
     if let Some(suffix) = suffix {
         names::add_domain(&mut object, suffix);
     }

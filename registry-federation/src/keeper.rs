@@ -171,7 +171,7 @@ impl State {
             }
         };
         let audience = self.admission.audience(object.services());
-        let (id, via) = (stored.owner.clone(), stored.via.clone());
+        let (id, via) = (stored.owner.clone(), stored.via.clone().map(Arc::new));
         let holder = Holder::Owner(Owner { id, via, written: revision });
         match self.catalogue.register(Registration { object, audience, expires, holder }) {
             Ok(_) => {
@@ -218,7 +218,7 @@ impl State {
 
     /// Whether a full state that is being told has mentioned the registration so far. Exports are not of the store.
     fn is_stale<T: Registered>(&self, record: &Record<T>) -> bool {
-        let key = Key { kind: T::KIND, name: record.object.name().to_owned() };
+        let key = Key { kind: T::KIND, name: record.name().to_string() };
         matches!(record.holder, Holder::Owner(_))
             && self.kept.mentioned.as_ref().is_some_and(|mentioned| !mentioned.contains(&key))
     }
@@ -226,10 +226,10 @@ impl State {
     /// A registration makes way for an export of its name.
     pub(crate) fn shade<T: Registered>(&mut self, record: &Record<T>, now: Moment) {
         let Holder::Owner(owner) = &record.holder else { return };
-        let key = Key { kind: T::KIND, name: record.object.name().to_owned() };
+        let key = Key { kind: T::KIND, name: record.name().to_string() };
         let expires = record.expires.map(|at| now.wall + at.saturating_duration_since(now.mono));
-        let (object, owner, written) = (record.object.encode_to_vec(), owner.clone(), owner.written);
-        let stored = StoredRecord { object, owner: owner.id, via: owner.via, expires };
+        let (object, owner, written) = (record.octets().to_vec(), owner.clone(), owner.written);
+        let stored = StoredRecord { object, owner: owner.id, via: owner.via.as_deref().cloned(), expires };
         self.kept.shaded.insert(key, (stored, written));
     }
 
@@ -376,8 +376,7 @@ impl Registry {
                 Step::Item(record) => {
                     let mut state = self.shared().state.lock();
                     if state.is_stale(&record) {
-                        let name = record.object.name();
-                        state.gone(&Key { kind: T::KIND, name: name.to_owned() });
+                        state.gone(&Key { kind: T::KIND, name: record.name().to_string() });
                         state.wake();
                     }
                 }
@@ -491,7 +490,7 @@ mod tests {
 
     fn names(state: &State) -> Vec<String> {
         let found = state.catalogue.find(&Filter::own(NetworkServiceEndpoint::default()));
-        found.iter().map(|record| record.object.name.clone()).collect()
+        found.iter().map(|record| record.name().to_string()).collect()
     }
 
     #[test]
@@ -559,7 +558,7 @@ mod tests {
         put(&mut state, 5, "new");
         let records = state.catalogue.find(&Filter::own(NetworkServiceEndpoint::default()));
         let stale: Vec<_> = records.iter().filter(|record| state.is_stale(record)).collect();
-        assert_eq!(stale.iter().map(|record| record.object.name.as_str()).collect::<Vec<_>>(), ["gone"]);
+        assert_eq!(stale.iter().map(|record| &**record.name()).collect::<Vec<_>>(), ["gone"]);
         assert_eq!(
             state.catalogue.revision().get(),
             before.get() + 1,

@@ -311,10 +311,9 @@ fn plan<T: Registered>(
     if let Err(fault) = claim {
         // Whoever says what is there already takes nothing from its owner. NSM's endpoints all register their service,
         // each with its own identity.
-        return match before {
-            Some(there) if T::KIND == Kind::Service && there.object.says_the_same(asked) => {
-                Ok(Plan::Nothing(Box::new(there.object.clone())))
-            }
+        let there = before.filter(|_| T::KIND == Kind::Service).map(|there| there.object());
+        return match there {
+            Some(there) if there.says_the_same(asked) => Ok(Plan::Nothing(Box::new(there))),
             _ => Err(claim_error::<T>(registry, key, fault)),
         };
     }
@@ -337,11 +336,11 @@ fn plan<T: Registered>(
             return Err(RegisterError::CallersRegistrations(claimant.caller.clone()));
         }
     }
-    let before = before.cloned();
+    let before = before.map(|before| before.object());
     drop(state);
     let mut object = asked.clone();
     let now = SystemTime::now();
-    let expires = object.stamp(before.as_deref().map(|record| &record.object), now, chain.ends);
+    let expires = object.stamp(before.as_ref(), now, chain.ends);
     let (owner, via) = claimant.owner();
     let record = StoredRecord { object: object.encode_to_vec(), owner: Some(owner), via, expires };
     Ok(Plan::Write(Box::new(object), record, expect))
@@ -351,7 +350,7 @@ fn plan<T: Registered>(
 fn is_left<T: Registered>(state: &State, record: &Record<T>) -> bool {
     match &record.holder {
         Holder::Owner(Owner { id: Some(owner), .. }) if T::KIND == Kind::Service => {
-            state.is_abandoned(record.object.name(), owner, Instant::now())
+            state.is_abandoned(record.name(), owner, Instant::now())
         }
         _ => false,
     }

@@ -113,13 +113,13 @@ impl Registry {
         loop {
             match self.poll_walk(&mut walk) {
                 Step::Item(record) => {
-                    let name = record.object.name();
+                    let name = record.name();
                     let mut state = self.shared.state.lock();
                     // Another admission may have come meanwhile, another registration, or an export.
                     let now = state.catalogue.get::<T>(name).filter(|now| now.holder != Holder::Domain);
                     let audience = now
                         .filter(|_| state.admission == *admission)
-                        .map(|now| (admission.audience(now.object.services()), &now.audience))
+                        .map(|now| (admission.audience(now.object().services()), &now.audience))
                         .and_then(|(audience, before)| (audience != *before).then_some(audience));
                     if let Some(audience) = audience {
                         state.catalogue.set_audience::<T>(name, audience);
@@ -282,10 +282,12 @@ impl State {
                 }
                 export
             });
-            carry_over(&mut object, old.as_deref().map(|old| &old.object));
+            let before = old.as_deref().map(Record::object);
+            carry_over(&mut object, before.as_ref());
+            let same = before.as_ref() == Some(&object);
             match old {
-                Some(old) if old.object == object && old.audience == audience => {}
-                Some(old) if old.object == object => {
+                Some(old) if same && old.audience == audience => {}
+                Some(_) if same => {
                     self.catalogue.set_audience::<T>(&name, audience);
                     changes.changed += 1;
                 }

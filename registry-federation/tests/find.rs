@@ -434,5 +434,5 @@ async fn contradictory_exports_leave_the_old_ones_in_force() {
     assert_eq!(bench.registry.set_exports(nameless), Err(ExportError::NoEndpoint("b".parse().unwrap())));
     let found = bench.registry.find(Filter::own(Endpoint::default()));
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].object.network_service_names, ["a"]);
+    assert_eq!(found[0].object().network_service_names, ["a"]);
 }

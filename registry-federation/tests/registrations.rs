@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
 use carrick_identity::token::{PATH_KEY, TokenPath};
 use carrick_model::{AccessRule, Payload};
 use carrick_proto::registry::{Match, NetworkService, NetworkServiceEndpoint as Endpoint};
-use carrick_registry::{Admission, ExportRecord, MAX_LEASE, MAX_OBJECT, store::EmbeddedStore};
+use carrick_registry::{
+    Admission, ExportRecord, MAX_LEASE, MAX_OBJECT,
+    store::{Change, EmbeddedStore, Store, StoreError, StoreEvent},
+};
+use futures::stream::BoxStream;
 use site::{Site, Workload, World, eventually, next, with_token};
 use tokio::time::timeout;
 use tonic::{Code, Request};
@@ -328,6 +332,74 @@ async fn registrations_outlive_the_registry() {
     let again = nse.register(endpoint("kept", "web")).await.unwrap();
     assert_eq!(again.initial_registration_time, kept.initial_registration_time);
     client.register(endpoint("lapsing", "web")).await.unwrap();
+}
+
+/// A store that can be told to refuse commits.
+struct Refusing {
+    inner: EmbeddedStore,
+    fault: Mutex<Option<StoreError>>,
+}
+
+#[tonic::async_trait]
+impl Store for Refusing {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<u64, StoreError> {
+        let fault = self.fault.lock().unwrap().clone();
+        match fault {
+            Some(fault) => Err(fault),
+            None => self.inner.commit(changes).await,
+        }
+    }
+
+    fn follow(&self) -> BoxStream<'static, StoreEvent> {
+        self.inner.follow()
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_takes_nothing_keeps_nobody_from_finding() {
+    let world = World::new();
+    let inner = EmbeddedStore::open(&world.path().join("registry.redb")).unwrap();
+    let store = Arc::new(Refusing { inner, fault: Mutex::default() });
+    let site = Site::new(&world, Arc::clone(&store) as Arc<dyn Store>).await;
+    let nse = Workload::connect(&world, "own.test/nse", &site).await;
+    let heir = Workload::connect(&world, "own.test/heir", &site).await;
+    let soon = SystemTime::now() + Duration::from_millis(1500);
+    nse.register(Endpoint { expiration_time: Some(soon.into()), ..endpoint("lapsing", "web") })
+        .await
+        .unwrap();
+    nse.register(endpoint("stays", "web")).await.unwrap();
+    let mut watch = heir.watch(Endpoint::default()).await;
+    assert_eq!((next(&mut watch).await.0, next(&mut watch).await.0), ("+lapsing".into(), "+stays".into()));
+
+    let full = StoreError::Full { store: "the embedded store x".into() };
+    let read_only = StoreError::ReadOnly { store: "the embedded store x".into(), reason: "EROFS".into() };
+    for (fault, code, words) in [
+        (full, Code::ResourceExhausted, ["is full", "make room"]),
+        (read_only, Code::Unavailable, ["is read-only", "remount"]),
+    ] {
+        *store.fault.lock().unwrap() = Some(fault);
+        let refused = nse.register(endpoint("new", "web")).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(words.iter().all(|word| refused.message().contains(word)), "{refused}");
+        let refused = nse.unregister(endpoint("stays", "web")).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(heir.names().await.contains(&"stays".to_owned()), "what there is is found");
+    }
+    assert_eq!(next(&mut watch).await.0, "-lapsing", "leases end all the same");
+    assert_eq!(heir.names().await, ["stays"]);
+
+    *store.fault.lock().unwrap() = None;
+    heir.register(endpoint("lapsing", "web")).await.unwrap();
+    nse.register(endpoint("new", "web")).await.unwrap();
+    assert_eq!(heir.names().await, ["lapsing", "new", "stays"], "and all goes on");
+    assert!(
+        site.metrics.registry_commits.of("full").get() >= 2
+            && site.metrics.registrations.sum("register") >= 6
+    );
 }
 
 #[tokio::test]

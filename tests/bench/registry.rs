@@ -201,7 +201,7 @@ impl Stage {
         std::fs::write(
             &config,
             "domain: own.test\nstate_dir: state\n\
-             listen: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\nlog: { level: warn,carrick=info }\n",
+             listen: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\nlog: { level: \"warn,carrick=info\" }\n",
         )?;
         let mut command = Command::new(binary());
         command.arg("up").arg("-c").arg(&config);

@@ -7,6 +7,7 @@
 use std::{
     fs,
     hint::black_box,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -72,8 +73,11 @@ fn main() {
 fn register(catalogue: &mut Catalogue, n: usize, services: usize) {
     let object = labelled(&format!("service-{}", n % services), n);
     let id = |text: String| Some(SpiffeId::new(format!("spiffe://own.test/ns/default/pod/{text}")).unwrap());
-    let owner =
-        Owner { id: id(format!("endpoint-{n}")), via: id(format!("nsmgr-{}", n % 1000)), written: n as u64 };
+    let owner = Owner {
+        id: id(format!("endpoint-{n}")),
+        via: id(format!("nsmgr-{}", n % 1000)).map(Arc::new),
+        written: n as u64,
+    };
     let (expires, holder) = (Some(Instant::now()), Holder::Owner(owner));
     let registration = Registration { object, audience: std::iter::empty().collect(), expires, holder };
     catalogue.register(registration).unwrap();

@@ -85,9 +85,9 @@ impl Catalogue {
     /// # Errors
     /// The object has no name.
     pub fn register<T: Object>(&mut self, registration: Registration<T>) -> Result<Revision, RegisterError> {
-        let record = registration.into_record(Revision(self.revision.0 + 1))?;
+        let (record, object) = registration.into_record(Revision(self.revision.0 + 1))?;
         let revision = self.revision.advance();
-        self.with_shelf(|shelf: &mut Shelf<T>, woken| shelf.put(record, woken));
+        self.with_shelf(|shelf: &mut Shelf<T>, woken| shelf.put(record, &object, woken));
         Ok(revision)
     }
 

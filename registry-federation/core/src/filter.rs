@@ -4,9 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use carrick_model::{SpiffeId, SpiffePattern};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
+use prost::Message as _;
 
 use crate::{
     catalogue::Catalogue,
+    record::Record,
     shelf::Shelf,
     term::{Term, Terms},
 };
@@ -82,6 +84,11 @@ impl<T: Object> Filter<T> {
         Self { query, viewer: Viewer::Own }
     }
 
+    /// Whether a record is in the view. What is hidden is not read.
+    pub(crate) fn admits_record(&self, record: &Record<T>) -> bool {
+        record.audience.admits(&self.viewer) && self.query.matches(&record.object())
+    }
+
     /// Whether an object for `audience` is in the view.
     pub fn admits(&self, object: &T, audience: &Audience) -> bool {
         audience.admits(&self.viewer) && self.query.matches(object)
@@ -119,6 +126,10 @@ pub(crate) mod kind {
         fn terms(&self) -> Terms;
         /// The URL of the object, or the part of one that the query asks for. Empty for none.
         fn url(&self) -> &str;
+        /// The object, encoded.
+        fn pack(&self) -> Vec<u8>;
+        /// The object that was packed.
+        fn unpack(octets: &[u8]) -> Self;
         /// Where the catalogue keeps this kind.
         fn shelf(catalogue: &Catalogue) -> &Shelf<Self>;
         /// Where the catalogue keeps this kind, and its other parts.
@@ -163,6 +174,15 @@ impl kind::Kind for NetworkService {
         ""
     }
 
+    fn pack(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn unpack(octets: &[u8]) -> Self {
+        // Only what `pack` made is unpacked, which decodes.
+        Self::decode(octets).unwrap_or_default()
+    }
+
     fn shelf(catalogue: &Catalogue) -> &Shelf<Self> {
         &catalogue.services
     }
@@ -201,9 +221,7 @@ impl kind::Kind for NetworkServiceEndpoint {
         }
         terms.extend(self.network_service_names.iter().map(|s| Term::Service(s.as_str().into())));
         for (service, under) in &self.network_service_labels {
-            let label = |(k, v): (&String, &String)| {
-                Term::Label(service.as_str().into(), k.as_str().into(), v.as_str().into())
-            };
+            let label = |(key, value): (&String, &String)| Term::label(service, key, value);
             terms.extend(under.labels.iter().map(label));
         }
         terms
@@ -211,6 +229,15 @@ impl kind::Kind for NetworkServiceEndpoint {
 
     fn url(&self) -> &str {
         &self.url
+    }
+
+    fn pack(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn unpack(octets: &[u8]) -> Self {
+        // Only what `pack` made is unpacked, which decodes.
+        Self::decode(octets).unwrap_or_default()
     }
 
     fn shelf(catalogue: &Catalogue) -> &Shelf<Self> {

@@ -34,6 +34,7 @@
 mod catalogue;
 mod filter;
 mod history;
+mod names;
 mod ownership;
 mod pending;
 mod record;

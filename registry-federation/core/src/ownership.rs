@@ -1,5 +1,7 @@
 //! Who holds a name, and who may take it.
 
+use std::sync::Arc;
+
 use carrick_model::SpiffeId;
 
 /// Who put an object into the catalogue.
@@ -17,7 +19,7 @@ pub struct Owner {
     /// Whose it is. `None` for what the domain's administrator registered.
     pub id: Option<SpiffeId>,
     /// Who brought it for the owner; `None` when the owner came itself and its certificate proved who it is.
-    pub via: Option<SpiffeId>,
+    pub via: Option<Arc<SpiffeId>>,
     /// The revision at which the store wrote it.
     pub written: u64,
 }
@@ -111,7 +113,7 @@ mod tests {
     }
 
     fn held(owner: &str, via: Option<&str>) -> Holder {
-        Holder::Owner(Owner { id: Some(id(owner)), via: via.map(id), written: 1 })
+        Holder::Owner(Owner { id: Some(id(owner)), via: via.map(id).map(Arc::new), written: 1 })
     }
 
     fn through(caller: &str, origin: &str) -> Claimant {

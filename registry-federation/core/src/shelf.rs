@@ -1,7 +1,7 @@
 //! All objects of one kind, what they are found by, and who watches them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     ops::Bound,
     sync::Arc,
     time::Instant,
@@ -10,9 +10,10 @@ use std::{
 use carrick_model::SpiffeId;
 
 use crate::{
-    filter::{Audience, Filter, Object},
+    filter::{Audience, Filter, Object, kind::Kind},
     history::{Change, History},
-    ownership::Holder,
+    names::Names,
+    ownership::{Holder, Owner},
     pending::Pending,
     record::{Record, Revision},
     term::{Term, Terms},
@@ -29,12 +30,12 @@ pub struct WatchId(pub(crate) u64);
 pub struct Shelf<T> {
     records: BTreeMap<Arc<str>, Arc<Record<T>>>,
     /// Names by term, except for `Name` and `Any`, which `records` answers.
-    postings: BTreeMap<Term, BTreeSet<Arc<str>>>,
+    postings: BTreeMap<Term, Names>,
     leases: BTreeSet<(Instant, Arc<str>)>,
     /// URLs, among those of the postings, that have to be looked at for every part asked for.
     odd_urls: BTreeSet<Box<str>>,
     /// How many registrations each caller brought.
-    brought: BTreeMap<SpiffeId, usize>,
+    brought: BTreeMap<Arc<SpiffeId>, usize>,
     history: History<T>,
     watches: BTreeMap<WatchId, Watch<T>>,
     /// Watches by the one term that each follows.
@@ -84,17 +85,27 @@ impl<T: Object> Shelf<T> {
         self.leases.first().filter(|(at, _)| *at <= now).map(|(_, name)| Arc::clone(name))
     }
 
-    /// Adds or replaces a record and tells the watches; those that were idle go to `woken`.
-    pub(crate) fn put(&mut self, record: Record<T>, woken: &mut BTreeSet<WatchId>) {
-        let record = Arc::new(record);
-        let name: Arc<str> = record.object.name().into();
-        let old = self.records.insert(Arc::clone(&name), Arc::clone(&record));
-        if let Some(old) = &old {
-            self.unindex(&name, old);
+    /// Adds or replaces a record, whose object is given, and tells the watches; those that were idle go to `woken`.
+    pub(crate) fn put(&mut self, mut record: Record<T>, object: &T, woken: &mut BTreeSet<WatchId>) {
+        // A manager brings thousands: they share its name.
+        if let Holder::Owner(Owner { via: Some(via), .. }) = &mut record.holder
+            && let Some((known, _)) = self.brought.get_key_value(via)
+        {
+            *via = Arc::clone(known);
         }
-        self.index(&name, &record);
+        let record = Arc::new(record);
+        // The key stays the same: what hangs on it shares it.
+        let known = self.records.get_key_value(&**record.name()).map(|(name, _)| Arc::clone(name));
+        let name = known.unwrap_or_else(|| Arc::clone(record.name()));
+        let old = self.records.insert(Arc::clone(&name), Arc::clone(&record));
+        let before = old.as_deref().map(Record::object);
+        if let (Some(old), Some(before)) = (&old, &before) {
+            self.unindex(&name, old, before);
+        }
+        self.index(&name, &record, object);
         let revision = record.revision;
-        self.notify(Change { name, old, new: Some(record), revision, tell_all: true }, woken);
+        let change = Change { name, old, new: Some(record), revision, tell_all: true };
+        self.notify(change, before.as_ref(), Some(object), woken);
     }
 
     /// Replaces the audience only: whoever saw the object before and after is not told.
@@ -109,10 +120,12 @@ impl<T: Object> Shelf<T> {
         else {
             return false;
         };
-        let record = Arc::new(Record { audience, revision, ..Record::clone(&old) });
+        let record = Arc::new(old.with_audience(audience, revision));
         self.records.insert(Arc::clone(&name), Arc::clone(&record));
+        let object = old.object();
         let (old, new) = (Some(old), Some(record));
-        self.notify(Change { name, old, new, revision, tell_all: false }, woken);
+        let change = Change { name, old, new, revision, tell_all: false };
+        self.notify(change, Some(&object), Some(&object), woken);
         true
     }
 
@@ -124,14 +137,16 @@ impl<T: Object> Shelf<T> {
         woken: &mut BTreeSet<WatchId>,
     ) -> Option<Arc<Record<T>>> {
         let (name, old) = self.records.remove_entry(name)?;
-        self.unindex(&name, &old);
+        let object = old.object();
+        self.unindex(&name, &old, &object);
         let was = Some(Arc::clone(&old));
-        self.notify(Change { name, old: was, new: None, revision, tell_all: true }, woken);
+        let change = Change { name, old: was, new: None, revision, tell_all: true };
+        self.notify(change, Some(&object), None, woken);
         Some(old)
     }
 
-    fn index(&mut self, name: &Arc<str>, record: &Record<T>) {
-        for term in facts(&record.object) {
+    fn index(&mut self, name: &Arc<str>, record: &Record<T>, object: &T) {
+        for term in facts(object) {
             if !matches!(term, Term::Name(_) | Term::Any) {
                 if let Term::Url(url) = &term
                     && !url::is_plain(url)
@@ -139,25 +154,33 @@ impl<T: Object> Shelf<T> {
                 {
                     self.odd_urls.insert(url.clone());
                 }
-                self.postings.entry(term).or_default().insert(Arc::clone(name));
+                match self.postings.entry(term) {
+                    Entry::Occupied(mut names) => names.get_mut().insert(name),
+                    Entry::Vacant(none) => {
+                        none.insert(Names::One(Arc::clone(name)));
+                    }
+                }
             }
         }
         if let Some(at) = record.expires {
             self.leases.insert((at, Arc::clone(name)));
         }
-        if let Some(bringer) = bringer(record) {
-            *self.brought.entry(bringer.clone()).or_default() += 1;
+        if let Some(count) = bringer(record).and_then(|bringer| self.brought.get_mut(bringer)) {
+            *count += 1;
+        } else if let Holder::Owner(owner) = &record.holder {
+            let bringer = owner.via.clone().or_else(|| owner.id.clone().map(Arc::new));
+            self.brought.extend(bringer.map(|bringer| (bringer, 1)));
         }
     }
 
-    fn unindex(&mut self, name: &Arc<str>, record: &Record<T>) {
-        for term in facts(&record.object) {
-            remove_from(&mut self.postings, &term, name);
-            if let Term::Url(url) = &term
-                && !url::is_plain(url)
-                && !self.postings.contains_key(&term)
-            {
-                self.odd_urls.remove(url);
+    fn unindex(&mut self, name: &Arc<str>, record: &Record<T>, object: &T) {
+        for term in facts(object) {
+            let last = self.postings.get_mut(&term).is_some_and(|names| names.remove(name));
+            if last {
+                self.postings.remove(&term);
+                if let Term::Url(url) = &term {
+                    self.odd_urls.remove(url);
+                }
             }
         }
         if let Some(at) = record.expires {
@@ -228,7 +251,7 @@ impl<T: Object> Shelf<T> {
         match term {
             Term::Any => self.records.len(),
             Term::Name(name) => usize::from(self.records.contains_key(&**name)),
-            indexed => self.postings.get(indexed).map_or(0, BTreeSet::len),
+            indexed => self.postings.get(indexed).map_or(0, Names::len),
         }
     }
 
@@ -254,7 +277,7 @@ impl<T: Object> Shelf<T> {
                 self.records.get_key_value(&**name).filter(|_| after.is_none_or(|after| after < &**name))
             }
             indexed => {
-                let name = self.postings.get(indexed)?.range::<str, _>(rest).next()?;
+                let name = self.postings.get(indexed)?.next(after)?;
                 self.records.get_key_value(name)
             }
         }
@@ -275,7 +298,9 @@ impl<T: Object> Shelf<T> {
             return false;
         };
         for change in changes {
-            watch.note(change);
+            let [before, after] =
+                [&change.old, &change.new].map(|record| record.as_deref().map(Record::object));
+            watch.note(change, before.as_ref(), after.as_ref());
         }
         self.add_watch(id, term, watch);
         true
@@ -315,13 +340,19 @@ impl<T: Object> Shelf<T> {
         step
     }
 
-    fn notify(&mut self, change: Change<T>, woken: &mut BTreeSet<WatchId>) {
+    /// Tells the watches of a change, whose objects before and after are given.
+    fn notify(
+        &mut self,
+        change: Change<T>,
+        before: Option<&T>,
+        after: Option<&T>,
+        woken: &mut BTreeSet<WatchId>,
+    ) {
         if !self.watches.is_empty() {
             // Each watch follows one term, so none is met twice.
-            let records = change.old.iter().chain(&change.new);
-            let terms: Terms = records.flat_map(|record| record.object.terms()).collect();
+            let terms: Terms = before.into_iter().chain(after).flat_map(Kind::terms).collect();
             for id in terms.iter().filter_map(|term| self.watching.get(term)).flatten() {
-                if self.watches.get_mut(id).is_some_and(|watch| watch.note(&change)) {
+                if self.watches.get_mut(id).is_some_and(|watch| watch.note(&change, before, after)) {
                     woken.insert(*id);
                 }
             }
@@ -343,7 +374,7 @@ fn facts<T: Object>(object: &T) -> Terms {
 fn bringer<T>(record: &Record<T>) -> Option<&SpiffeId> {
     match &record.holder {
         Holder::Domain => None,
-        Holder::Owner(owner) => owner.via.as_ref().or(owner.id.as_ref()),
+        Holder::Owner(owner) => owner.via.as_deref().or(owner.id.as_ref()),
     }
 }
 
@@ -370,21 +401,28 @@ impl<T: Object> Watch<T> {
         update.map_or(Step::Idle, Step::Item)
     }
 
-    /// Takes a change in; true when the watcher has to be woken for it.
-    fn note(&mut self, change: &Change<T>) -> bool {
+    /// Takes a change in, whose objects before and after are given; true when the watcher has to be woken for it.
+    fn note(&mut self, change: &Change<T>, before: Option<&T>, after: Option<&T>) -> bool {
         if self.walking && !self.walk.is_past(&change.name) {
             return false;
         }
         let filter = self.walk.filter();
-        let in_view = |record: &&Arc<Record<T>>| filter.admits(&record.object, &record.audience);
-        let before = change.old.as_ref().filter(in_view);
-        let update = match (before, change.new.as_ref().filter(in_view)) {
+        let in_view = |record: &'_ Option<Arc<Record<T>>>, object: Option<&T>| {
+            let seen = record
+                .as_ref()
+                .zip(object)
+                .filter(|(record, object)| filter.admits(object, &record.audience));
+            seen.map(|(record, _)| Arc::clone(record))
+        };
+        let was = in_view(&change.old, before);
+        let known = was.is_some();
+        let update = match (was, in_view(&change.new, after)) {
             (None, None) => return false,
             (Some(_), Some(_)) if !change.tell_all => return false,
-            (_, Some(is)) => Update::Present(Arc::clone(is)),
-            (Some(was), None) => Update::Gone { last: Arc::clone(was), revision: change.revision },
+            (_, Some(is)) => Update::Present(is),
+            (Some(last), None) => Update::Gone { last, revision: change.revision },
         };
-        self.pending.note(&change.name, before.is_some(), update);
+        self.pending.note(&change.name, known, update);
         std::mem::take(&mut self.idle)
     }
 }

@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 pub enum Term {
     /// Its name.
     Name(Box<str>),
-    /// A label under a service: service, key, value.
-    Label(Box<str>, Box<str>, Box<str>),
+    /// A label under a service, see [`Term::label`].
+    Label(Box<str>),
     /// Its whole URL. Not among the facts of a query: that asks for a part of one.
     Url(Box<str>),
     /// A service it provides.
@@ -20,6 +20,14 @@ pub enum Term {
     Payload(Box<str>),
     /// That it exists.
     Any,
+}
+
+impl Term {
+    /// A label under a service. Two labels whose parts are cut in different places may be one term: what is found by a
+    /// term is compared with the query all the same.
+    pub(crate) fn label(service: &str, key: &str, value: &str) -> Self {
+        Self::Label(format!("{service}\0{key}\0{value}").into())
+    }
 }
 
 /// The facts of one object or query, [`Term::Any`] always among them.

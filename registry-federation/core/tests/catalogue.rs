@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -44,7 +45,7 @@ fn peer(id: &str) -> Viewer {
 }
 
 fn names<T: Object>(catalogue: &Catalogue, query: T) -> Vec<String> {
-    catalogue.find(&Filter::own(query)).iter().map(|r| r.object.name().to_owned()).collect()
+    catalogue.find(&Filter::own(query)).iter().map(|r| r.name().to_string()).collect()
 }
 
 /// All updates there are now, as `+name` and `-name`.
@@ -52,8 +53,8 @@ fn drain<T: Object>(catalogue: &mut Catalogue, watch: WatchId) -> Vec<String> {
     let mut told = Vec::new();
     loop {
         match catalogue.poll_update::<T>(watch) {
-            Step::Item(Update::Present(record)) => told.push(format!("+{}", record.object.name())),
-            Step::Item(Update::Gone { last, .. }) => told.push(format!("-{}", last.object.name())),
+            Step::Item(Update::Present(record)) => told.push(format!("+{}", record.name())),
+            Step::Item(Update::Gone { last, .. }) => told.push(format!("-{}", last.name())),
             Step::Busy => {}
             Step::Idle => return told,
         }
@@ -173,7 +174,7 @@ fn a_watcher_is_told_the_state_and_then_every_change_in_full() {
     let Step::Item(gone) = c.poll_update::<Endpoint>(watch) else { panic!("a deletion is told") };
     let last = gone.record();
     assert_eq!(gone, Update::Gone { last: last.clone(), revision });
-    assert_eq!(last.object, endpoint("b", &["web"]), "the full object, not the name alone");
+    assert_eq!(last.object(), endpoint("b", &["web"]), "the full object, not the name alone");
 
     assert!(c.unregister::<Endpoint>("b").is_none());
     assert_eq!(c.revision(), revision, "removing nothing is no change");
@@ -210,7 +211,7 @@ fn a_slow_watcher_holds_the_latest_state_of_each_object_and_nothing_else() {
     }
     assert_eq!(c.pending_count::<Endpoint>(watch), 3);
     let Step::Item(first) = c.poll_update::<Endpoint>(watch) else { panic!("there is news") };
-    assert_eq!(first.record().object, endpoint("kept", &["web", "v999"]), "the latest, at its first place");
+    assert_eq!(first.record().object(), endpoint("kept", &["web", "v999"]), "the latest, at its first place");
     assert_eq!(drain::<Endpoint>(&mut c, watch), ["+back", "-lost"]);
 }
 
@@ -224,7 +225,7 @@ fn a_change_ahead_of_the_walk_is_told_once() {
     let Step::Item(Update::Present(first)) = c.poll_update::<Endpoint>(watch) else {
         panic!("the state comes first")
     };
-    assert_eq!(first.object.name, "a");
+    assert_eq!(&**first.name(), "a");
     c.unregister::<Endpoint>("z");
     c.register(for_own(endpoint("n", &["web"]))).unwrap();
     c.unregister::<Endpoint>("a");
@@ -340,7 +341,7 @@ fn a_registration_counts_for_who_brought_it() {
     let mut c = Catalogue::new();
     let id = |path: &str| SpiffeId::new(format!("spiffe://own.test/{path}")).unwrap();
     let by = |name: &str, owner: &str, via: Option<&str>| Registration {
-        holder: Holder::Owner(Owner { id: Some(id(owner)), via: via.map(id), written: 1 }),
+        holder: Holder::Owner(Owner { id: Some(id(owner)), via: via.map(id).map(Arc::new), written: 1 }),
         ..for_own(endpoint(name, &["web"]))
     };
     c.register(by("a", "nse", None)).unwrap();

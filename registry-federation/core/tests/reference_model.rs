@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -122,7 +123,7 @@ fn holder(n: u8, written: u64) -> Holder {
         5 => (Some(3), None),
         _ => (None, None),
     };
-    Holder::Owner(Owner { id: owner.map(id), via: via.map(id), written })
+    Holder::Owner(Owner { id: owner.map(id), via: via.map(id).map(Arc::new), written })
 }
 
 /// The rules of ownership once more, case by case.
@@ -228,7 +229,7 @@ impl Bench {
                 );
             }
             Op::Unregister(n) => {
-                let removed = self.catalogue.unregister::<Endpoint>(&name(n)).map(|r| r.object.clone());
+                let removed = self.catalogue.unregister::<Endpoint>(&name(n)).map(|r| r.object());
                 assert_eq!(removed, self.model.remove(&name(n)).map(|s| s.endpoint));
             }
             Op::SetAudience(n, who) => {
@@ -278,10 +279,10 @@ impl Bench {
             Op::Find(query, who) => {
                 let filter = Filter { query, viewer: viewer(who) };
                 let found = self.catalogue.find(&filter);
-                let sorted = found.windows(2).all(|pair| pair[0].object.name < pair[1].object.name);
+                let sorted = found.windows(2).all(|pair| pair[0].name() < pair[1].name());
                 assert!(sorted, "each object once, in name order");
                 let found: BTreeMap<_, _> =
-                    found.iter().map(|r| (r.object.name.clone(), r.object.clone())).collect();
+                    found.iter().map(|r| (r.name().to_string(), r.object())).collect();
                 assert_eq!(found, self.scan(&filter));
             }
         }
@@ -294,16 +295,16 @@ impl Bench {
             assert!(!watcher.asleep || step == Step::Idle, "news without a word: {step:?}");
             match step {
                 Step::Item(Update::Present(record)) => {
-                    assert!(naive_match(&watcher.filter.query, &record.object));
-                    watcher.view.insert(record.object.name.clone(), record.object.clone());
+                    assert!(naive_match(&watcher.filter.query, &record.object()));
+                    watcher.view.insert(record.name().to_string(), record.object());
                 }
                 Step::Item(Update::Gone { last, revision }) => {
                     assert!(revision > last.revision);
                     assert!(
-                        naive_match(&watcher.filter.query, &last.object),
+                        naive_match(&watcher.filter.query, &last.object()),
                         "told of something out of its view"
                     );
-                    let known = watcher.view.remove(&last.object.name);
+                    let known = watcher.view.remove(&**last.name());
                     assert!(known.is_some(), "told of the end of something it never heard of");
                 }
                 Step::Busy => {}
@@ -337,7 +338,7 @@ impl Bench {
         for n in 0..4 {
             let brought = self.model.values().filter(|s| match holder(s.holder, 0) {
                 Holder::Domain => false,
-                Holder::Owner(owner) => owner.via.or(owner.id) == Some(id(n)),
+                Holder::Owner(owner) => owner.via.as_deref().or(owner.id.as_ref()) == Some(&id(n)),
             });
             assert_eq!(self.catalogue.brought_by::<Endpoint>(&id(n)), brought.count());
         }

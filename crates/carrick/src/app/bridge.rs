@@ -98,7 +98,7 @@ impl Catalogue for RegistryView {
     fn service(&self, name: &str, viewer: Option<&SpiffeId>) -> Option<NetworkService> {
         let query = NetworkService { name: name.to_owned(), ..NetworkService::default() };
         let found = self.registry.find_some(Filter { query, viewer: self.viewer(viewer) }, 1);
-        found.first().map(|record| record.object.clone()).filter(|_| !name.is_empty())
+        found.first().map(|record| record.object()).filter(|_| !name.is_empty())
     }
 
     fn endpoints_of(
@@ -115,13 +115,13 @@ impl Catalogue for RegistryView {
             ..NetworkServiceEndpoint::default()
         };
         let found = self.registry.find_some(Filter { query, viewer: self.viewer(viewer) }, limit);
-        found.iter().map(|record| record.object.clone()).filter(is_alive).collect()
+        found.iter().map(|record| record.object()).filter(is_alive).collect()
     }
 
     fn endpoint(&self, name: &str, viewer: Option<&SpiffeId>) -> Option<NetworkServiceEndpoint> {
         let query = NetworkServiceEndpoint { name: name.to_owned(), ..NetworkServiceEndpoint::default() };
         let found = self.registry.find_some(Filter { query, viewer: self.viewer(viewer) }, 1);
-        found.first().map(|record| record.object.clone()).filter(|_| !name.is_empty())
+        found.first().map(|record| record.object()).filter(|_| !name.is_empty())
     }
 
     fn published(&self, _full_name: &str) -> Option<NetworkServiceEndpoint> {
@@ -146,8 +146,8 @@ impl Catalogue for RegistryView {
                 });
             };
             let change = match changes.next().await? {
-                Update::Present(record) => ServiceChange::Now(record.object.clone()),
-                Update::Gone { last, .. } => ServiceChange::Gone(last.object.name.clone()),
+                Update::Present(record) => ServiceChange::Now(record.object()),
+                Update::Gone { last, .. } => ServiceChange::Gone(last.name().to_string()),
             };
             Some((change, (follow, Some(changes))))
         })
