@@ -40,13 +40,14 @@ impl<S: AsyncRead + Unpin> Remembering<S> {
         kind.into()
     }
 
-    /// Who refuses us says why and closes; what we then write fails before that is read. So it is looked for first.
-    fn keep_write(&mut self, error: io::Error, cx: &mut Context<'_>) -> io::Error {
+    /// Who refuses us says why and closes; what we then write fails before that is read. So it is looked for first, and
+    /// waited for: a socket that takes nothing any more can always be read, if only to its end.
+    fn keep_write(&mut self, error: io::Error, cx: &mut Context<'_>) -> Poll<io::Error> {
         let mut scratch = [0; 512];
-        match Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut scratch)) {
-            Poll::Ready(Err(reason)) => self.keep(reason),
-            _ => self.keep(error),
-        }
+        Poll::Ready(match ready!(Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut scratch))) {
+            Err(reason) => self.keep(reason),
+            Ok(()) => self.keep(error),
+        })
     }
 }
 
@@ -64,12 +65,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Remembering<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
-        Poll::Ready(result.map_err(|error| self.keep_write(error, cx)))
+        match result {
+            Ok(done) => Poll::Ready(Ok(done)),
+            Err(error) => self.keep_write(error, cx).map(Err),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = ready!(Pin::new(&mut self.io).poll_flush(cx));
-        Poll::Ready(result.map_err(|error| self.keep_write(error, cx)))
+        match result {
+            Ok(done) => Poll::Ready(Ok(done)),
+            Err(error) => self.keep_write(error, cx).map(Err),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -82,7 +89,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Remembering<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
-        Poll::Ready(result.map_err(|error| self.keep_write(error, cx)))
+        match result {
+            Ok(done) => Poll::Ready(Ok(done)),
+            Err(error) => self.keep_write(error, cx).map(Err),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
