@@ -27,7 +27,7 @@ mod life;
 mod nsm;
 pub(crate) mod parts;
 mod reload;
-mod store;
+pub(crate) mod store;
 mod trust;
 
 use std::path::PathBuf;

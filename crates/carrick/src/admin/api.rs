@@ -44,6 +44,8 @@ pub(crate) struct Status {
     pub(crate) identity: IdentityRow,
     /// What it listens on, import listeners aside.
     pub(crate) listeners: Vec<ListenerRow>,
+    /// Where registrations are kept.
+    pub(crate) store: Option<StoreRow>,
     /// Services of other domains made reachable here.
     pub(crate) imports: Vec<ImportRow>,
     /// Services offered to other domains.
@@ -67,6 +69,17 @@ pub(crate) struct IdentityRow {
     pub(crate) not_before: Timestamp,
     /// End of its validity. Rotation comes long before.
     pub(crate) not_after: Timestamp,
+}
+
+/// The store of registrations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StoreRow {
+    /// What kind it is, and where.
+    pub(crate) name: String,
+    /// The revision up to which this daemon knows what is registered.
+    pub(crate) revision: u64,
+    /// Why it is away, if it is, and what to do: then nothing can be registered, and what is found is as it was last known.
+    pub(crate) lost: Option<String>,
 }
 
 /// One listening socket.

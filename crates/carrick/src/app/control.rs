@@ -19,7 +19,8 @@ use crate::admin::{
     api::{
         ConnectReply, ConnectRequest, ConnectionRow, Counters, Direction, ExplainReport, ExplainStep,
         ExportRow, IdentityRow, ImportRow, ImportState, ListenerRow, Origin, PassingRow, PeerRow, Problem,
-        ProblemCode, ReloadReply, ServiceRow, Status, StepKind, TrustRow, TunnelRow, Verdict, micros,
+        ProblemCode, ReloadReply, ServiceRow, Status, StepKind, StoreRow, TrustRow, TunnelRow, Verdict,
+        micros,
     },
     control::Control,
 };
@@ -60,6 +61,11 @@ impl Control for Admin {
                 not_after: svid.not_after().into(),
             },
             listeners: listeners(daemon),
+            store: daemon.registry.store_status().map(|store| StoreRow {
+                name: store.name,
+                revision: store.revision,
+                lost: store.lost,
+            }),
             imports: daemon.imports.snapshot().iter().map(|import| import_row(daemon, import)).collect(),
             exports: export_rows(daemon),
             tunnels: tunnel_rows(daemon),

@@ -20,7 +20,8 @@ pub(crate) fn open(config: &Config, state: &Path, tasks: &Tasks) -> anyhow::Resu
     })
 }
 
-fn settings(config: &Config, etcd: &Etcd) -> EtcdSettings {
+/// How the etcd of the config is called.
+pub(crate) fn settings(config: &Config, etcd: &Etcd) -> EtcdSettings {
     let scheme = if etcd.tls.is_some() { "https" } else { "http" };
     EtcdSettings {
         endpoints: etcd.endpoints.iter().map(|member| format!("{scheme}://{member}")).collect(),

@@ -1,6 +1,7 @@
 //! `carrick check`: the config's faults, then the host it is for. Starts nothing and changes nothing.
 
 mod host;
+mod store;
 
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,7 @@ pub(crate) async fn run(path: &Path, output: Output) -> anyhow::Result<Exit> {
                 warnings.into_iter().map(|w| Finding::of_fault(Level::Warning, w)).collect();
             findings.extend(of_environment);
             findings.extend(host::check(&config, &state, imported).await);
+            findings.extend(store::check(&config).await);
             (findings, Exit::Failed)
         }
         Err(LoadError::Faults(faults)) => {

@@ -57,6 +57,13 @@ fn head(status: &Status, style: Style, now: SystemTime) -> String {
     for listener in &status.listeners {
         facts.row([listener.name.as_str().into(), listener.address.as_str().into()]);
     }
+    if let Some(store) = &status.store {
+        let known = match &store.lost {
+            Some(why) => Cell::marked(Mark::Bad, format!("{}, away: {why}", store.name)),
+            None => format!("{}, revision {}", store.name, store.revision).into(),
+        };
+        facts.row(["store".into(), known]);
+    }
     if let Some(config) = &status.config {
         facts.row(["config".into(), Cell::of(config.display())]);
     }
@@ -198,7 +205,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::admin::api::{
-        Counters, Direction, ExportRow, IdentityRow, ListenerRow, PeerRow, Timestamp, TunnelRow,
+        Counters, Direction, ExportRow, IdentityRow, ListenerRow, PeerRow, StoreRow, Timestamp, TunnelRow,
     };
 
     /// The moment at which the samples are looked at.
@@ -262,6 +269,11 @@ pub(crate) mod tests {
                 ListenerRow { name: "control".into(), address: "tcp://0.0.0.0:7443".into() },
                 ListenerRow { name: "tunnel".into(), address: "udp://0.0.0.0:7443".into() },
             ],
+            store: Some(StoreRow {
+                name: "embedded store /var/lib/carrick/registry.redb".into(),
+                revision: 1_042,
+                lost: None,
+            }),
             imports: vec![import("postgres@onprem.test", ImportState::Up), down],
             exports: vec![
                 ExportRow {
@@ -327,6 +339,7 @@ cloud.test  ready  up 3h 12m  carrick 0.1.0  process 4711
   identity   spiffe://cloud.test/carrick/gateway, embedded, ends in 50m 0s
   control    tcp://0.0.0.0:7443
   tunnel     udp://0.0.0.0:7443
+  store      embedded store /var/lib/carrick/registry.redb, revision 1042
   config     /etc/carrick/carrick.yaml
   state_dir  /var/lib/carrick
   flows      15 open, 1042 since the start, 2 refused, 4.8 MiB sent, 3.0 GiB received

@@ -46,7 +46,7 @@ pub(crate) enum RawStore {
 pub(crate) struct RawEtcd {
     /// Its members, 1 to 16: `host:port`, or a URL with `http` or `https` as etcd's own tools write it.
     pub(crate) endpoints: Vec<Text<EtcdEndpoint>>,
-    /// How its members and this daemon show who they are. Left out: nothing is encrypted.
+    /// How its members and this daemon show who they are. Left out: nothing is encrypted, which is taken on loopback only.
     #[serde(default)]
     pub(crate) tls: Option<RawEtcdTls>,
     /// What all its keys start with; the domain's name follows, so that domains can share an etcd.
