@@ -45,6 +45,8 @@ bench *args:
     cargo build --locked --release --package carrick --package carrick-tests --bins
     CARRICK_BIN=target/release/carrick target/release/carrick-bench {{ args }}
 
-# Feeds a parser what nobody would write; needs a nightly compiler and cargo-fuzz
+# Feeds a parser what nobody would write, with a nightly compiler; installs cargo-fuzz where it is missing. The targets run
+# for a moment on stable, too: just test -p carrick-tests --test fuzz
 fuzz target="flow_header" seconds="60":
+    cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{ target }} -- -max_total_time={{ seconds }}

@@ -16,6 +16,7 @@
 
 mod app;
 mod carrick;
+mod etcd;
 mod haproxy;
 mod knot;
 mod leftovers;
@@ -37,6 +38,7 @@ use std::{
 pub use self::{
     app::{TcpApp, UdpEcho, echoes, try_echo},
     carrick::{Carrick, PORT, Settings, binary},
+    etcd::{ETCD, EtcdCluster},
     haproxy::HaproxyPair,
     knot::{Knot, Zone},
     mesh::{MESH, Mesh},

@@ -1,14 +1,7 @@
-//! A bundle that is read is written back as one that reads the same.
+//! See `../targets/bundle.rs`.
 #![no_main]
 
-use carrick_identity::Bundle;
-use carrick_model::TrustDomain;
-use libfuzzer_sys::fuzz_target;
+#[path = "../targets/bundle.rs"]
+mod target;
 
-fuzz_target!(|octets: &[u8]| {
-    let trust_domain = TrustDomain::new("a.test").expect("it is one");
-    if let Ok(bundle) = Bundle::parse(&trust_domain, octets) {
-        let again = Bundle::parse(&trust_domain, bundle.to_spiffe_json().as_bytes()).expect("our own text");
-        assert_eq!(again.fingerprints(), bundle.fingerprints());
-    }
-});
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| target::run(octets));

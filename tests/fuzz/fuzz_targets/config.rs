@@ -1,10 +1,7 @@
-//! A config is read or refused with faults that have a place.
+//! See `../targets/config.rs`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../targets/config.rs"]
+mod target;
 
-fuzz_target!(|text: &str| {
-    if let Err(faults) = carrick_config::parse(text) {
-        assert!(!faults.as_slice().is_empty());
-    }
-});
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| target::run(octets));

@@ -1,0 +1,7 @@
+//! See `../targets/stored_record.rs`.
+#![no_main]
+
+#[path = "../targets/stored_record.rs"]
+mod target;
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| target::run(octets));
