@@ -39,7 +39,7 @@ pub(crate) use self::{
     environment::{load_config, overlay, tell_environment},
     imports::AddError,
     life::{Signals, stop},
-    nsm::own_domain,
+    nsm::{own_domain, unserved},
     parts::Daemon,
     trust::TrustError,
 };

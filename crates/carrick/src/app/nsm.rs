@@ -63,6 +63,29 @@ pub(crate) fn public_url(config: &Config, addresses: &Addresses) -> Option<HostP
     Some(HostPort { host, port })
 }
 
+/// A key of the config that this version reads and does not act on.
+pub(crate) struct Unserved {
+    pub(crate) key: &'static str,
+    pub(crate) why: &'static str,
+    pub(crate) hint: &'static str,
+}
+
+/// What of `compat.nsm` has no effect: said at the start and by `carrick check`, never passed over.
+pub(crate) fn unserved(config: &Config) -> Vec<Unserved> {
+    let nsm = &config.compat.nsm;
+    let registry = nsm.registry_url.as_ref().map(|_| Unserved {
+        key: "compat.nsm.registry_url",
+        why: "no other registry is asked for this domain's services: the own one answers",
+        hint: "let endpoints and managers register here, and remove the key",
+    });
+    let remote = nsm.remote_registry.as_ref().map(|_| Unserved {
+        key: "compat.nsm.registry_proxy_url",
+        why: "no other part is asked for names of other domains: the daemon finds their registries itself",
+        hint: "remove the key (or `proxy_registry_url`, or the variable that sets it)",
+    });
+    registry.into_iter().chain(remote).collect()
+}
+
 /// A TCP address that other hosts may be able to call.
 fn reachable(url: &ServeUrl) -> Option<(Option<IpAddr>, u16)> {
     match url {
@@ -104,6 +127,16 @@ mod tests {
         assert_eq!(of(""), (7443, 7443));
         let off = carrick_config::parse("domain: a.test").unwrap();
         assert_eq!(ports(&off, &[], 7443), None);
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told() {
+        let keys = |nsm: &str| unserved(&config(nsm)).iter().map(|u| u.key).collect::<Vec<_>>();
+        assert_eq!(keys("listen: [':5002'], name: x"), [] as [&str; 0]);
+        assert_eq!(
+            keys("registry_url: 'r:1', proxy_registry_url: 'p:1'"),
+            ["compat.nsm.registry_url", "compat.nsm.registry_proxy_url"]
+        );
     }
 
     #[test]

@@ -126,6 +126,9 @@ impl Daemon {
         // Every socket, before anything begins.
         let mut control_listener = ControlListener::bind(config.listen.control).await?;
         let nsm = nsm::listen(&config, &mut control_listener).await?;
+        for nsm::Unserved { key, why, hint } in nsm::unserved(&config) {
+            tracing::warn!(key, why, hint, "a key of the config has no effect");
+        }
         let mut settings = gateway_settings(&config);
         settings.listen = config.listen.tunnel;
         let gateway = Gateway::bind(

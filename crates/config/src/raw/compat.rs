@@ -46,14 +46,14 @@ pub(crate) struct RawNsm {
     /// File with labels that every connection gets, as `cmd-cluster-info-k8s` writes it: flat YAML. Read anew when it
     /// changes.
     pub(crate) clusterinfo_file: Option<Text<PathBuf>>,
-    /// An NSM registry that stays in charge of this domain's services: `host:port`, `tcp://host:port` or `unix:///path`.
-    /// Left out: the daemon's own.
+    /// An NSM registry that stays in charge of this domain's services: `host:port`, `tcp://host:port` or `unix:///path`. Read
+    /// and checked, but without effect yet: the daemon's own registry answers, and a warning says so.
     pub(crate) registry_url: Option<Text<PartUrl>>,
-    /// NSM's registry-proxy-dns, when it stays in charge of names with an `@`. Left out: the daemon finds the registries of
-    /// other domains itself.
+    /// NSM's registry-proxy-dns, when it stays in charge of names with an `@`. Without effect yet, as `registry_url`: the
+    /// daemon finds the registries of other domains itself.
     pub(crate) registry_proxy_url: Option<Text<PartUrl>>,
     /// The same for a daemon that stands in for NSM's registry: the nsmgr-proxy that is asked for names with an `@`. Only
-    /// one of the two can be given.
+    /// one of the two can be given. Without effect yet.
     pub(crate) proxy_registry_url: Option<Text<PartUrl>>,
 }
 
