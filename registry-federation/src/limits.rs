@@ -31,6 +31,9 @@ pub const MAX_NAME: usize = 256;
 /// Services of one endpoint. Each is an entry of the index; real endpoints have one or two.
 pub const MAX_SERVICES: usize = 64;
 
+/// Labels of one endpoint, over all its services. Each is an entry of the index, which takes ten times the label's own octets.
+pub const MAX_LABELS: usize = 128;
+
 /// Octets of a URL, which has a host and a port.
 pub const MAX_URL: usize = 1024;
 

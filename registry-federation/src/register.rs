@@ -24,8 +24,8 @@ use crate::{
     chain::{Chain, ChainError},
     find::Wire,
     limits::{
-        MAX_LEASE, MAX_NAME, MAX_OBJECT, MAX_PATH_IDS, MAX_REGISTRATIONS, MAX_REGISTRATIONS_PER_CALLER,
-        MAX_SERVICES, MAX_URL,
+        MAX_LABELS, MAX_LEASE, MAX_NAME, MAX_OBJECT, MAX_PATH_IDS, MAX_REGISTRATIONS,
+        MAX_REGISTRATIONS_PER_CALLER, MAX_SERVICES, MAX_URL,
     },
     names::{self, Addressed, NameError},
     registry::{Registry, State},
@@ -71,6 +71,9 @@ pub enum LimitError {
     /// A name of a service is no name.
     #[error("a service of an endpoint has a name of 1 to {MAX_NAME} octets without control characters")]
     ServiceName,
+    /// It has too many labels.
+    #[error("an endpoint has at most {MAX_LABELS} labels, this one {0}")]
+    Labels(usize),
     /// The URL is too long.
     #[error("a URL has at most {MAX_URL} octets, this one {0}")]
     Url(usize),
@@ -476,6 +479,10 @@ impl Registered for NetworkServiceEndpoint {
         }
         if !self.network_service_names.iter().all(|name| is_name(name)) {
             return Err(LimitError::ServiceName);
+        }
+        let labels = self.network_service_labels.values().map(|under| under.labels.len()).sum();
+        if labels > MAX_LABELS {
+            return Err(LimitError::Labels(labels));
         }
         if self.url.len() > MAX_URL {
             return Err(LimitError::Url(self.url.len()));

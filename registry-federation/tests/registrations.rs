@@ -11,7 +11,7 @@ use carrick_identity::token::{PATH_KEY, TokenPath};
 use carrick_model::{AccessRule, Payload};
 use carrick_proto::registry::{Match, NetworkService, NetworkServiceEndpoint as Endpoint};
 use carrick_registry::{
-    Admission, ExportRecord, MAX_LEASE, MAX_OBJECT,
+    Admission, ExportRecord, MAX_LABELS, MAX_LEASE,
     store::{Change, EmbeddedStore, Store, StoreError, StoreEvent},
 };
 use futures::stream::BoxStream;
@@ -67,7 +67,11 @@ async fn an_endpoint_registers_is_found_refreshes_and_leaves() {
     let ours = carrick_identity::token::decode(&path.tokens()[1]).unwrap();
     assert_eq!((ours.sub, ours.aud), (site.identity.id().to_string(), vec![nse.id.to_string()]));
 
-    assert_eq!(other.find(endpoint("", "web")).await, [first.clone()], "found at once by others");
+    assert_eq!(
+        other.find(endpoint("", "web")).await,
+        std::slice::from_ref(&first),
+        "found at once by others"
+    );
     assert_eq!(next(&mut watch).await, ("+nse-1".into(), first.clone()));
     let second = nse.register(endpoint("nse-1", "web")).await.unwrap();
     assert_eq!(second.initial_registration_time, first.initial_registration_time, "it is as old as it was");
@@ -227,7 +231,7 @@ async fn objects_that_are_no_objects_are_refused_in_words() {
     let site = start(&world).await;
     let nse = Workload::connect(&world, "own.test/nse", &site).await;
     let labels = |n: usize| {
-        let labels = (0..n).map(|n| (format!("key-{n}"), "x".repeat(100))).collect();
+        let labels = (0..n).map(|n| (format!("key-{n}"), "x".repeat(150))).collect();
         let labels = carrick_proto::registry::NetworkServiceLabels { labels };
         Endpoint { network_service_labels: [("web".into(), labels)].into(), ..endpoint("nse-1", "web") }
     };
@@ -246,7 +250,8 @@ async fn objects_that_are_no_objects_are_refused_in_words() {
             "at most 64",
             Code::InvalidArgument,
         ),
-        (labels(MAX_OBJECT / 100), "octets", Code::InvalidArgument),
+        (labels(MAX_LABELS + 1), "at most 128 labels", Code::InvalidArgument),
+        (labels(MAX_LABELS), "octets", Code::InvalidArgument),
     ] {
         let refused = nse.register(wrong).await.unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
