@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use carrick_model::{ConnectionId, Domain, TrustDomain};
@@ -17,74 +17,70 @@ pub(crate) struct Routed {
     pub(crate) token: CancellationToken,
 }
 
+/// Flows after which the shares have come round. Weights with a larger sum are scaled down to it.
+const ROUND: u64 = 1024;
+
 /// The routes that are up, never none.
 #[derive(Debug)]
 pub(crate) struct Routes {
-    first: Arc<Routed>,
-    others: Vec<(Arc<Routed>, u32)>,
-    share: u32,
-    turn: AtomicU64,
+    all: Vec<Arc<Routed>>,
+    /// Which route the flows of one round take, one after the other.
+    order: Vec<usize>,
+    turn: AtomicUsize,
 }
 
 impl Routes {
     /// Flows take `first` in the share beside it, and the others in theirs.
     pub(crate) fn new(first: (Route, u32), others: Vec<(Route, u32)>) -> Self {
-        let routed = |route| Arc::new(Routed { route, token: CancellationToken::new() });
-        Self {
-            first: routed(first.0),
-            share: first.1.max(1),
-            others: others.into_iter().map(|(route, share)| (routed(route), share.max(1))).collect(),
-            turn: AtomicU64::new(0),
-        }
+        let (all, shares): (Vec<_>, Vec<_>) = std::iter::once(first)
+            .chain(others)
+            .map(|(route, share)| (Arc::new(Routed { route, token: CancellationToken::new() }), share))
+            .unzip();
+        Self { all, order: interleave(&shares), turn: AtomicUsize::new(0) }
     }
 
     /// The route of the next flow.
     pub(crate) fn pick(&self) -> Arc<Routed> {
-        if self.others.is_empty() {
-            return Arc::clone(&self.first);
-        }
-        let total = self.all().map(|(_, share)| u64::from(share)).sum::<u64>();
-        // A step that has no divisor in common with the total spreads the shares: 3 and 1 are not three in a row.
-        let mut at = self.turn.fetch_add(1, Relaxed).wrapping_mul(stride(total)) % total;
-        for (routed, share) in self.all() {
-            match at.checked_sub(u64::from(share)) {
-                Some(rest) => at = rest,
-                None => return Arc::clone(routed),
-            }
-        }
-        Arc::clone(&self.first)
+        let turn = self.turn.fetch_add(1, Relaxed) % self.order.len();
+        Arc::clone(&self.all[self.order[turn]])
     }
 
     /// The route over this connection to a gateway of this trust domain.
     pub(crate) fn over(&self, id: ConnectionId, trust_domain: &TrustDomain) -> Option<&Arc<Routed>> {
         let is = |r: &&Arc<Routed>| r.route.connection == id && &r.route.trust_domain == trust_domain;
-        self.all().map(|(routed, _)| routed).find(is)
+        self.all.iter().find(is)
     }
 
     /// The routes to one domain.
     pub(crate) fn to<'a>(&'a self, domain: &'a Domain) -> impl Iterator<Item = &'a Arc<Routed>> {
-        self.all().map(|(routed, _)| routed).filter(move |r| &r.route.domain == domain)
+        self.all.iter().filter(move |r| &r.route.domain == domain)
     }
 
     /// All domains that they lead to.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &Domain> {
-        self.all().map(|(routed, _)| &routed.route.domain)
-    }
-
-    fn all(&self) -> impl Iterator<Item = (&Arc<Routed>, u32)> {
-        let others = self.others.iter().map(|(routed, share)| (routed, *share));
-        std::iter::once((&self.first, self.share)).chain(others)
+        self.all.iter().map(|routed| &routed.route.domain)
     }
 }
 
-/// About the golden section of `total`, and coprime to it: turns fall as evenly as can be (Knuth, volume 3, section 6.4).
-fn stride(total: u64) -> u64 {
-    let golden = (total * 618 / 1000).max(1);
-    (golden..=total).find(|step| gcd(*step, total) == 1).unwrap_or(1)
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// A round in which each index stands as often as its share, and as evenly as can be: who is owed most goes next, and
+/// then owes a whole round (the smooth weighted round robin of nginx).
+fn interleave(shares: &[u32]) -> Vec<usize> {
+    let sum = shares.iter().map(|share| u64::from(*share)).sum::<u64>().max(1);
+    let scaled = |share: &u32| (u64::from(*share) * ROUND.min(sum) / sum).max(1).cast_signed();
+    let shares: Vec<i64> = shares.iter().map(scaled).collect();
+    let round: i64 = shares.iter().sum();
+    let mut owed = vec![0; shares.len()];
+    let mut order = Vec::new();
+    for _ in 0..round {
+        for (owed, share) in owed.iter_mut().zip(&shares) {
+            *owed += share;
+        }
+        // The first of equals.
+        let Some(next) = (0..owed.len()).rev().max_by_key(|n| owed[*n]) else { break };
+        owed[next] -= round;
+        order.push(next);
+    }
+    order
 }
 
 #[cfg(test)]
@@ -116,6 +112,15 @@ mod tests {
         assert_eq!(counts, [0, 300, 100, 200]);
         assert!(longest.1 <= 2, "no long runs: {longest:?}");
         assert_eq!(routes.domains().count(), 3);
+    }
+
+    #[test]
+    fn large_weights_make_no_large_round_and_small_ones_are_not_forgotten() {
+        let order = interleave(&[u32::MAX, u32::MAX, 1]);
+        assert!(order.len() <= 1025, "{}", order.len());
+        assert_eq!(order.iter().filter(|n| **n == 2).count(), 1);
+        assert_eq!(order.iter().filter(|n| **n == 0).count(), order.iter().filter(|n| **n == 1).count());
+        assert_eq!(interleave(&[0]), [0]);
     }
 
     #[test]
