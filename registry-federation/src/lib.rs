@@ -20,7 +20,6 @@ mod chain;
 mod changes;
 mod exports;
 mod find;
-
 mod keeper;
 mod limits;
 mod names;

@@ -198,7 +198,7 @@ impl Transits {
     }
 
     /// Urls that lead to this process, and are never called from it.
-    pub fn set_own_urls(&self, urls: Vec<String>) {
+    pub fn set_own_urls(&self, urls: &[String]) {
         self.inner.selector.set_own_urls(urls);
     }
 

@@ -22,7 +22,7 @@ use carrick_proxy_core::{
 use parking_lot::Mutex;
 use tonic::Code;
 
-use super::remote::RemoteRegistries;
+use super::{hops::Address, remote::RemoteRegistries};
 use crate::{
     catalogue::{Catalogue, labels_of},
     exports::now,
@@ -56,7 +56,7 @@ pub(crate) struct Selector {
     remote: RemoteRegistries,
     ranking: Mutex<Ranking>,
     /// Urls that lead back here.
-    own_urls: ArcSwap<Vec<String>>,
+    own_urls: ArcSwap<Vec<Address>>,
 }
 
 impl Selector {
@@ -67,8 +67,8 @@ impl Selector {
     }
 
     /// Urls that lead back here, and are never called.
-    pub(crate) fn set_own_urls(&self, urls: Vec<String>) {
-        self.own_urls.store(Arc::new(urls));
+    pub(crate) fn set_own_urls(&self, urls: &[String]) {
+        self.own_urls.store(Arc::new(urls.iter().filter_map(|url| Address::read(url)).collect()));
     }
 
     /// A candidate was asked.
@@ -100,7 +100,7 @@ impl Selector {
     }
 
     fn leads_elsewhere(&self, to: &NetworkServiceEndpoint) -> bool {
-        !to.url.is_empty() && !self.own_urls.load().iter().any(|own| own == &to.url)
+        Address::read(&to.url).is_some_and(|to| !self.own_urls.load().contains(&to))
     }
 
     /// Whom to ask, the best first.

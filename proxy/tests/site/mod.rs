@@ -347,7 +347,7 @@ fn serve(parts: Parts<'_>) -> Served {
         metrics: metrics.clone(),
     };
     let transits = Transits::new(transit_parts, tasks);
-    transits.set_own_urls(vec![format!("tcp://{}", listener.local_addr())]);
+    transits.set_own_urls(&[format!("tcp://{}", listener.local_addr())]);
     let mut routes = Routes::builder();
     let network = NetworkServer::new(exports.clone(), metrics.clone()).with_transits(transits.clone());
     routes.add_service(network.into_service());

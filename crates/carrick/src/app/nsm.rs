@@ -1,6 +1,6 @@
 //! What the daemon is to Network Service Mesh's parts: sockets, names, URL.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use carrick_config::Config;
 use carrick_model::{Host, HostPort, ServeUrl};
@@ -86,6 +86,27 @@ pub(crate) fn unserved(config: &Config) -> Vec<Unserved> {
     registry.into_iter().chain(remote).collect()
 }
 
+/// All urls that lead to this daemon, as far as it can know them: an endpoint that has one of them is not called from here.
+pub(crate) fn own_urls(config: &Config, addresses: &Addresses) -> Vec<String> {
+    let mut ports = vec![addresses.control.port()];
+    let mut urls: Vec<String> =
+        public_url(config, addresses).map(|at| format!("tcp://{at}")).into_iter().collect();
+    for url in &addresses.nsm {
+        match url {
+            ServeUrl::Tcp { port, .. } => ports.push(*port),
+            ServeUrl::Unix(path) => urls.push(format!("unix://{}", path.display())),
+        }
+    }
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let mut hosts = parts::advertised(config);
+    hosts.extend(loopback.map(Host::Ip));
+    for port in ports {
+        let of = |host: &Host| format!("tcp://{}", HostPort { host: host.clone(), port });
+        urls.extend(hosts.iter().map(of));
+    }
+    urls
+}
+
 /// A TCP address that other hosts may be able to call.
 fn reachable(url: &ServeUrl) -> Option<(Option<IpAddr>, u16)> {
     match url {
@@ -137,6 +158,17 @@ mod tests {
             keys("registry_url: 'r:1', proxy_registry_url: 'p:1'"),
             ["compat.nsm.registry_url", "compat.nsm.registry_proxy_url"]
         );
+    }
+
+    #[test]
+    fn all_own_urls_are_known() {
+        let config = config("listen: ['unix:///run/nsm.sock', ':5001']");
+        let urls = own_urls(&config, &addresses(&config));
+        for own in
+            ["tcp://192.0.2.7:5001", "tcp://192.0.2.7:7443", "tcp://127.0.0.1:5001", "unix:///run/nsm.sock"]
+        {
+            assert!(urls.iter().any(|url| url == own), "{own} is not in {urls:?}");
+        }
     }
 
     #[test]

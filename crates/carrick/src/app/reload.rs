@@ -160,7 +160,7 @@ pub(crate) fn apply_exports(daemon: &Daemon, config: &Config) -> anyhow::Result<
         payload: export.to.payload(),
         allow: export.allow.clone(),
     };
-    daemon.transits.set_own_urls(vec![url.clone()]);
+    daemon.transits.set_own_urls(&nsm::own_urls(config, &daemon.addresses));
     daemon.registry.set_exports(config.exports.iter().map(record).collect())?;
     daemon.exports.set(config.exports.iter().map(local).collect());
     Ok(())
