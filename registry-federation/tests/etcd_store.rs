@@ -207,9 +207,9 @@ async fn a_watch_that_breaks_goes_on_where_it_was() {
     for round in 0..6 {
         // By turns: a connection that ends, and one that falls silent and is found out by asking.
         if round % 2 == 0 {
-            relay.close()
+            relay.close();
         } else {
-            relay.mute()
+            relay.mute();
         }
         for n in 0..20 {
             made.push(near.commit(vec![put(&format!("{round}-{n}"), "x", Expect::Absent)]).await.unwrap());

@@ -46,6 +46,9 @@ struct Progress {
     followed: AtomicUsize,
 }
 
+/// A commit as a follower was told of it: its revision and the keys it changed.
+type Told = (u64, Vec<Key>);
+
 /// What a replica has to say in the end.
 #[derive(Default)]
 struct Account {
@@ -56,7 +59,7 @@ struct Account {
     /// Of those that nobody can tell of.
     uncertain: BTreeSet<String>,
     /// One for each time a full state was told: its revision, and the commits told one by one after it.
-    rounds: Vec<(u64, Vec<(u64, Vec<Key>)>)>,
+    rounds: Vec<(u64, Vec<Told>)>,
     /// Why states were lost.
     losses: Vec<String>,
     /// What the follower knows in the end.

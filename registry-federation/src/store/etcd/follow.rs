@@ -400,15 +400,12 @@ impl Phase {
     }
 }
 
+/// A revision and what it changed.
+type Complete = (i64, Vec<(Key, Option<StoredRecord>)>);
+
 impl Partial {
     /// Adds events and returns what is complete: each revision with its changes. `more`: the answer goes on.
-    fn add(
-        &mut self,
-        events: Vec<Event>,
-        more: bool,
-        told: i64,
-        keyspace: &Keyspace,
-    ) -> Vec<(i64, Vec<(Key, Option<StoredRecord>)>)> {
+    fn add(&mut self, events: Vec<Event>, more: bool, told: i64, keyspace: &Keyspace) -> Vec<Complete> {
         let mut complete = Vec::new();
         for event in events {
             let gone = event.r#type() == EventType::Delete;
@@ -432,7 +429,7 @@ impl Partial {
         complete
     }
 
-    fn finish(&mut self) -> Option<(i64, Vec<(Key, Option<StoredRecord>)>)> {
+    fn finish(&mut self) -> Option<Complete> {
         let (revision, changes) = (std::mem::take(&mut self.revision), std::mem::take(&mut self.changes));
         (revision != 0).then_some((revision, changes))
     }
