@@ -190,7 +190,10 @@ impl Hops {
         let opened = timeout(DIAL_DEADLINE, client.monitor_connections(Request::new(selector))).await;
         match opened {
             Ok(Ok(stream)) => Ok(stream.into_inner()),
-            Ok(Err(status)) if status.code() == Code::Unimplemented => Err(MonitorFault::None),
+            // It is there, and does not let us watch: that says nothing of its connections.
+            Ok(Err(status)) if !is_local(&status) && status.code() != Code::Unavailable => {
+                Err(MonitorFault::None)
+            }
             Ok(Err(status)) => {
                 if is_local(&status) {
                     self.forget(hop, number);
@@ -392,7 +395,7 @@ impl Hops {
 /// Why there is no monitor.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum MonitorFault {
-    /// The hop has none.
+    /// The hop has none, or none for us.
     #[error("the hop offers no monitor")]
     None,
     /// It cannot be reached, or does not answer.

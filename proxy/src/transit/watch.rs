@@ -1,7 +1,7 @@
 //! What the next hops tell of the connections that we hold there: one monitor for each hop, for all connections on it.
 //!
 //! NSM opens a monitor for each connection. The selector used here names this process alone, so the hop tells of every connection that
-//! passes through here and there. A monitor that breaks is opened again at once; when that does not work for a moment, the
+//! passes through here and there. A monitor that breaks is opened again at once; when that does not work, the
 //! connections on it are down, because nobody can say how they are.
 
 use std::{
@@ -17,14 +17,16 @@ use carrick_proxy_core::transit::{Carried, Hop, News};
 use carrick_runtime::{Backoff, Tasks};
 use futures::StreamExt;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Streaming};
 
 use super::hops::{Hops, MonitorFault};
 use crate::wire;
 
-/// How long a hop's monitor may be away before its connections count as down: a restart of the transport, not of the hop.
+/// How long it may take to open a hop's monitor, again or at all, before its connections count as down.
 const GRACE: Duration = Duration::from_millis(1500);
+/// A monitor that was open for so long is opened again without a pause.
+const STABLE: Duration = Duration::from_secs(1);
 /// First and longest pause between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -92,7 +94,7 @@ impl HopWatches {
     async fn follow(self, hop: Hop, tasks: Tasks, told: Told) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut lost_since: Option<Instant> = None;
-        let mut said = false;
+        let (mut said, mut opened_once) = (false, false);
         // What the hop has told of at all: one that is just being made may come after the first event.
         let mut heard: HashSet<String> = HashSet::new();
         loop {
@@ -100,15 +102,16 @@ impl HopWatches {
             heard.retain(|id| ids.contains(id));
             let opened = tokio::select! {
                 () = tasks.stopping() => return,
-                opened = self.inner.hops.monitor(&hop, self.selector()) => opened,
+                opened = timeout(GRACE, self.inner.hops.monitor(&hop, self.selector())) => opened,
             };
-            match opened {
+            let fault = match opened.unwrap_or_else(|_| Err(MonitorFault::Lost("no answer".to_owned()))) {
                 Err(MonitorFault::None) => {
                     tracing::debug!(%hop, "the hop offers no monitor: its end is seen by the next refresh");
                     return tasks.stopping().await;
                 }
-                Err(MonitorFault::Lost(why)) => tracing::debug!(%hop, why, "no monitor"),
+                Err(MonitorFault::Lost(why)) => Some(why),
                 Ok(stream) => {
+                    let began = Instant::now();
                     let ended = tokio::select! {
                         () = tasks.stopping() => return,
                         ended = self.read(&hop, stream, &mut heard, &told) => ended,
@@ -116,15 +119,21 @@ impl HopWatches {
                     if let Ended::Unimplemented = ended {
                         return tasks.stopping().await;
                     }
-                    backoff.reset();
-                    (lost_since, said) = (None, false);
+                    (lost_since, said, opened_once) = (None, false, true);
+                    // It is opened again at once: that fails when the hop is gone. One that ends as soon as it is open waits.
+                    if began.elapsed() >= STABLE {
+                        backoff.reset();
+                        continue;
+                    }
+                    None
                 }
-            }
+            };
             let since = *lost_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= GRACE && !said {
-                tracing::info!(%hop, connections = self.ids(&hop).len(), "the hop is lost: its connections are down");
+            let lost = fault.filter(|_| opened_once || since.elapsed() >= GRACE);
+            if let Some(why) = lost.as_ref().filter(|_| !said) {
+                tracing::info!(%hop, why, connections = self.ids(&hop).len(), "the hop is lost: its connections are down");
             }
-            if since.elapsed() >= GRACE {
+            if lost.is_some() {
                 // Again and again, because connections may have been made meanwhile; what is down already is no news.
                 said = true;
                 for id in self.ids(&hop) {
