@@ -195,7 +195,8 @@ impl Endpoint {
     /// From now on what it is asked for goes on to the proxy of `site`, as a client with these labels asks.
     pub async fn passes_on(&self, site: &Site, labels: &[(&str, &str)]) {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let link = link_of(site, site.workload_identity(&self.name)).await;
+        // With the SVID that it serves with: its callers verify the tokens that it leaves in the path against that one.
+        let link = link_of(site, self.identity.clone()).await;
         *self.onward.lock() = Some((link, labels));
     }
 
