@@ -156,7 +156,8 @@ impl Hops {
             }
         };
         // It granted what we do not take: it has to be told.
-        let denied = |denial: Denial| fault(HopFaultKind::Unknown, Code::PermissionDenied, denial);
+        let denied =
+            |denial: Denial| fault(HopFaultKind::Unknown, Code::PermissionDenied, denial.to_string());
         self.call(hop, deadline, call).await?.map_err(denied)
     }
 
@@ -217,7 +218,9 @@ impl Hops {
             let dialled = tokio::time::timeout_at(deadline.into(), self.link(hop)).await;
             let (number, link) = match dialled {
                 Ok(Ok(link)) => link,
-                Ok(Err(unreached)) => return Err(fault(HopFaultKind::NotSent, Code::Unavailable, unreached)),
+                Ok(Err(unreached)) => {
+                    return Err(fault(HopFaultKind::NotSent, Code::Unavailable, unreached.to_string()));
+                }
                 Err(_) => return Err(fault(HopFaultKind::NotSent, Code::DeadlineExceeded, late(hop))),
             };
             let status = match tokio::time::timeout_at(deadline.into(), rpc(link.channel.clone())).await {
@@ -408,8 +411,8 @@ fn is_local(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 
-fn fault(kind: HopFaultKind, code: Code, message: impl ToString) -> HopFault {
-    HopFault { kind, code: code.into(), message: message.to_string() }
+fn fault(kind: HopFaultKind, code: Code, message: impl Into<String>) -> HopFault {
+    HopFault { kind, code: code.into(), message: message.into() }
 }
 
 fn late(hop: &Hop) -> String {

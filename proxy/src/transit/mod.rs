@@ -432,7 +432,7 @@ impl Transits {
             };
             match change {
                 ServiceChange::Now(service) => {
-                    self.check(|name| (name == service.name).then(|| service.clone()))
+                    self.check(|name| (name == service.name).then(|| service.clone()));
                 }
                 ServiceChange::Resynced => self.check(|name| catalogue.service(name, None)),
                 // As long as nobody says anything else, what there is may stay.

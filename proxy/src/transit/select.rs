@@ -15,7 +15,7 @@ use carrick_proxy_core::{
         ranking::Ranking,
     },
     transit::{
-        Candidate, Hop, HopFault, HopFaultKind, SelectQuery, Verdict,
+        Candidate, Hop, HopFault, HopFaultKind, MAX_CANDIDATES, SelectQuery, Verdict,
         names::{Asked, asked},
     },
 };
@@ -148,7 +148,7 @@ impl Selector {
             None => {
                 let service = service.unwrap_or_else(|| named_only(asked.service));
                 let all = self.catalogue.endpoints_of(asked.service, viewer, MAX_ENDPOINTS);
-                self.ordered(asked.service, &query.labels, &service, all)
+                self.ordered(asked.service, &query.labels, &service, &all)
             }
         };
         if endpoints.is_empty() && asked.domain.is_some() && !self.is_local(asked) {
@@ -205,7 +205,7 @@ impl Selector {
         let payload = self.payload(offer.service.as_ref(), query)?;
         let service = offer.service.clone().unwrap_or_else(|| named_only(asked.service));
         let turn = format!("{}@{domain}", asked.service);
-        let ordered = self.ordered(&turn, &query.labels, &service, offer.endpoints.clone());
+        let ordered = self.ordered(&turn, &query.labels, &service, &offer.endpoints);
         let candidate = |e: &NetworkServiceEndpoint| Candidate {
             service: format!("{}@{text}", asked.service),
             endpoint: format!("{}@{text}", e.name),
@@ -236,7 +236,7 @@ impl Selector {
         let fits =
             |f: &NetworkServiceEndpoint| within(&wanted, labels_of(f, name).unwrap_or(&none), &query.labels);
         let fitting: Vec<_> = all.into_iter().filter(fits).collect();
-        let mut ordered = self.ordered(name, &query.labels, &named_only(name), fitting);
+        let mut ordered = self.ordered(name, &query.labels, &named_only(name), &fitting);
         // A connection stays with its forwarder.
         ordered.sort_by_key(|f| f.name != query.next);
         let own = self.is_own(&query.caller);
@@ -299,11 +299,11 @@ impl Selector {
         turn: &str,
         labels: &Labels,
         service: &NetworkService,
-        all: Vec<NetworkServiceEndpoint>,
+        all: &[NetworkServiceEndpoint],
     ) -> Vec<NetworkServiceEndpoint> {
-        let picked = picks(labels, service, &all);
-        let order = self.ranking.lock().order(turn, &service.name, labels, &all, &picked, now().mono);
-        order.into_iter().map(|i| all[i].clone()).collect()
+        let picked = picks(labels, service, all);
+        let order = self.ranking.lock().order(turn, &service.name, labels, all, &picked, now().mono);
+        order.into_iter().take(MAX_CANDIDATES).map(|i| all[i].clone()).collect()
     }
 
     /// What the service carries, if that is what the caller wants.
