@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/url"
 	"strings"
 	"sync"
@@ -41,6 +42,8 @@ type connectionTarget struct {
 	domain string
 	// segments is how many processes there are from client to endpoint, both counted.
 	segments int
+	// host is where endpoints listen, so that the gateway of their domain reaches them.
+	host     string
 	client   *identity
 	endpoint *identity
 }
@@ -91,7 +94,7 @@ type provider struct {
 
 // offer starts an endpoint of a service and registers it.
 func (t *connectionTarget) offer(ctx context.Context, service, name string) (*provider, error) {
-	listener, err := listen("")
+	listener, err := listen(net.JoinHostPort(t.host, "0"))
 	if err != nil {
 		return nil, err
 	}

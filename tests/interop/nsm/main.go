@@ -178,6 +178,7 @@ func connectionCommand(ctx context.Context, chosen string, args []string) error 
 	target := &connectionTarget{}
 	flags.set.StringVar(&target.domain, "domain", "", "the endpoint's domain")
 	flags.set.IntVar(&target.segments, "segments", 0, "processes from client to endpoint, both counted")
+	flags.set.StringVar(&target.host, "endpoint-host", loopback, "address on which endpoints listen")
 	if err := flags.set.Parse(args); err != nil {
 		return err
 	}

@@ -60,10 +60,13 @@ func serve(ctx context.Context, own *identity, listener net.Listener, register f
 	return part
 }
 
+// loopback is where parts listen that nobody else has to reach.
+const loopback = "127.0.0.1"
+
 // listen reserves an address; the empty one means any port of loopback.
 func listen(address string) (net.Listener, error) {
 	if address == "" {
-		address = "127.0.0.1:0"
+		address = net.JoinHostPort(loopback, "0")
 	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	registryclient "github.com/networkservicemesh/sdk/pkg/registry/chains/client"
+	registryauthorize "github.com/networkservicemesh/sdk/pkg/registry/common/authorize"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/null"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/retry"
 )
@@ -31,11 +32,15 @@ type registryTarget struct {
 // unique makes a name that no other case and no earlier run has.
 func unique(prefix string) string { return prefix + "-" + uuid.NewString()[:8] }
 
+// options are those of NSM's programs: what the registry answers for an endpoint is held against the default policies,
+// too. Not for a service: with policies, NSM's client does not get through its own Unregister of one.
 func (r *registryTarget) options(ctx context.Context, caller *identity) []registryclient.Option {
 	return []registryclient.Option{
 		registryclient.WithClientURL(r.url),
 		registryclient.WithDialOptions(caller.dialOptions()...),
 		registryclient.WithDialTimeout(dialTimeout),
+		registryclient.WithAuthorizeNSERegistryClient(registryauthorize.NewNetworkServiceEndpointRegistryClient(
+			registryauthorize.WithPolicies(registryClientPolicies...))),
 		registryclient.WithNSERetryClient(retry.NewNetworkServiceEndpointRegistryClient(ctx, retry.WithTryTimeout(tryTimeout))),
 		registryclient.WithNSRetryClient(retry.NewNetworkServiceRegistryClient(ctx, retry.WithTryTimeout(tryTimeout))),
 	}

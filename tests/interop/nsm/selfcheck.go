@@ -84,7 +84,7 @@ func ownDomains(ctx context.Context) (*connectionTarget, error) {
 		return nil, err
 	}
 	return &connectionTarget{
-		manager: near.manager.url, registry: far.manager.url, domain: "cluster2", segments: segmentsOfNSM,
+		manager: near.manager.url, registry: far.manager.url, domain: "cluster2", segments: segmentsOfNSM, host: loopback,
 		client: client, endpoint: endpoint,
 	}, nil
 }
