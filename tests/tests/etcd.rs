@@ -94,7 +94,6 @@ impl Replica {
     }
 
     fn finish(self) -> Account {
-        self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }
 }
@@ -197,6 +196,14 @@ async fn run(number: usize, settings: &EtcdSettings, progress: &Progress, stop: 
     }
 }
 
+impl Account {
+    /// The last revision it was told of.
+    fn end(&self) -> u64 {
+        let (synced, commits) = self.rounds.last().expect("a full state was told");
+        commits.last().map_or(*synced, |(revision, _)| *revision)
+    }
+}
+
 /// Three replicas in three sites, writing.
 struct Scene {
     replicas: Vec<Replica>,
@@ -245,8 +252,10 @@ impl Scene {
 
     /// Ends the writing and checks every account.
     fn check(self) -> Vec<Account> {
+        self.replicas.iter().for_each(|replica| replica.stop.store(true, Ordering::SeqCst));
         let accounts: Vec<Account> = self.replicas.into_iter().map(Replica::finish).collect();
-        let known = &accounts[0].known;
+        // Each follows up to its own last write, so the one that went furthest has seen everything.
+        let known = &accounts.iter().max_by_key(|account| account.end()).unwrap().known;
         // Revisions with what they changed, as far as any follower was told of them one by one.
         let mut history: BTreeMap<u64, BTreeSet<Key>> = BTreeMap::new();
         for account in &accounts {

@@ -2,7 +2,7 @@
 //! moment, so that none of them rots between the days on which somebody fuzzes for hours (`just fuzz`).
 //!
 //! An input that fails is printed whole; `CARRICK_FUZZ_SECONDS` makes it a longer moment.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "test code")]
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
