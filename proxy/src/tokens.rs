@@ -118,7 +118,7 @@ impl Service<http::Request<Body>> for TokenChannel {
                 }
                 // The peer will say that it misses the token; this says why it does.
                 Err(fault) => {
-                    tracing::error!(%fault, peer = %self.peer.id(), "a call goes out without a token")
+                    tracing::error!(%fault, peer = %self.peer.id(), "a call goes out without a token");
                 }
             }
         }

@@ -164,8 +164,11 @@ pub struct Endpoint {
     tasks: Tasks,
     identity: Identity,
     /// A passthrough: it asks for the same service onward, over this connection, with these labels.
-    onward: Arc<Mutex<Option<(Link, BTreeMap<String, String>)>>>,
+    onward: Arc<Mutex<Option<Onward>>>,
 }
+
+/// Where a passthrough asks, and with which labels.
+type Onward = (Link, BTreeMap<String, String>);
 
 impl Endpoint {
     /// An endpoint in the domain of `site`, serving.
