@@ -101,6 +101,19 @@ impl Chain {
         }
     }
 
+    /// The tokens up to ours, for the next hop; ours is the current one.
+    pub(crate) fn path(&self) -> &TokenPath {
+        &self.path
+    }
+
+    /// Takes the tokens of the hops behind us from the answer of the next one.
+    pub(crate) fn take_back(&mut self, path: Option<TokenPath>) {
+        let ours = self.path.left().len();
+        if let Some(path) = path.filter(|path| path.tokens().len() >= ours) {
+            self.path = path;
+        }
+    }
+
     /// The `path` header of the answer: the caller's own index, with our token behind its own.
     pub(crate) fn answer(mut self) -> Option<AsciiMetadataValue> {
         self.path.restore(self.callers_index);

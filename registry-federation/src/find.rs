@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use carrick_identity::Caller;
-use carrick_model::{Domain, SpiffeId};
+use carrick_model::SpiffeId;
 use carrick_registry_core::{Filter, Object, Record, Step, Update, Walk};
 use futures::stream::{self, BoxStream, StreamExt as _};
 use prost::Message;
 use tonic::{Code, Extensions, Status};
 
 use crate::{
+    federation::{Federated, FederationError},
     limits::{MAX_WATCH_QUERY, MAX_WATCHES, MAX_WATCHES_PER_CALLER},
     names::{self, Addressed, NameError, Named},
     registry::{Registry, Watch},
@@ -24,9 +25,9 @@ pub enum FindError {
     /// The names of the query are not understood; the caller has to change them.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The query is for another domain; the caller has to ask that domain.
-    #[error("{0} is another domain and this registry does not federate yet: ask the registry of {0}")]
-    OtherDomain(Domain),
+    /// The query is for another domain, and came to nothing there.
+    #[error(transparent)]
+    Federation(#[from] FederationError),
     /// The query is too large to be kept; the caller has to ask for less, or without `watch`.
     #[error("a watched query has at most {MAX_WATCH_QUERY} octets, this one has {0}")]
     LargeQuery(usize),
@@ -43,7 +44,7 @@ impl From<FindError> for Status {
         let code = match fault {
             FindError::NoCaller => Code::Unauthenticated,
             FindError::Name(_) => Code::InvalidArgument,
-            FindError::OtherDomain(_) => Code::Unimplemented,
+            FindError::Federation(fault) => return fault.into(),
             FindError::LargeQuery(_) | FindError::Watches | FindError::WatchesOfCaller(_) => {
                 Code::ResourceExhausted
             }
@@ -64,18 +65,34 @@ pub(crate) trait Wire: Object + Named + Message + Default {
 pub(crate) type Answers<R> = BoxStream<'static, Result<R, Status>>;
 
 /// Answers `query` as its caller, who is in the extensions of the request, may see it.
-pub(crate) fn find<T: Wire>(
+pub(crate) async fn find<T: Federated>(
     registry: &Registry,
     extensions: &Extensions,
+    query: T,
+    watch: bool,
+) -> Result<Answers<T::Response>, FindError> {
+    let caller = extensions.get::<Caller>().ok_or(FindError::NoCaller)?;
+    find_for(registry, caller.id(), query, watch).await
+}
+
+/// Answers `query` as `caller` may see it.
+pub(crate) async fn find_for<T: Federated>(
+    registry: &Registry,
+    caller: &SpiffeId,
     mut query: T,
     watch: bool,
 ) -> Result<Answers<T::Response>, FindError> {
-    let caller = extensions.get::<Caller>().ok_or(FindError::NoCaller)?.id();
     let size = query.encoded_len();
     let suffix = match names::cut_domain(&mut query)? {
         Addressed::Plain => None,
         Addressed::To(domain, text) if domain == *registry.domain() => Some(text),
-        Addressed::To(other, _) => return Err(FindError::OtherDomain(other)),
+        Addressed::To(other, suffix) => {
+            if size > MAX_WATCH_QUERY {
+                return Err(FindError::LargeQuery(size));
+            }
+            let federation = registry.federation_for(caller, &other)?;
+            return Ok(federation.answer(caller, &other, suffix, query, watch).await?);
+        }
     };
     let filter = Filter { query, viewer: registry.viewer(caller) };
     if !watch {

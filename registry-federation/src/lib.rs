@@ -11,6 +11,7 @@
 //!   registered it, by its tokens and its certificate, until it unregisters or its lease of at most a minute ends.
 //! - A caller of another trust domain registers only what a rule of the [`Admission`] lets it.
 //! - A name may carry the suffix of the own domain (`postgres@own.test`); the answer then carries it too.
+//! - A name with the suffix of another domain is answered by that domain's registry: [`federation`].
 //!
 //! All rules of matching, watching, hiding and owning live in `carrick-registry-core`. This crate adds the store, a lock
 //! that is never held across an await, wakes watchers, and sets the limits.
@@ -19,6 +20,7 @@ mod admission;
 mod chain;
 mod changes;
 mod exports;
+pub mod federation;
 mod find;
 mod keeper;
 mod limits;

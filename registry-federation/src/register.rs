@@ -22,6 +22,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     chain::{Chain, ChainError},
+    federation::{Federated, FederationError},
     find::Wire,
     limits::{
         MAX_LABELS, MAX_LEASE, MAX_NAME, MAX_OBJECT, MAX_PATH_IDS, MAX_REGISTRATIONS,
@@ -97,11 +98,9 @@ pub enum RegisterError {
     /// The names are not understood; the caller has to change them.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The object is for another domain; the caller has to ask that domain.
-    #[error(
-        "{0} is another domain and this registry does not federate yet: register with the registry of {0}"
-    )]
-    OtherDomain(Domain),
+    /// The object is for another domain, and came to nothing there.
+    #[error(transparent)]
+    Federation(#[from] FederationError),
     /// The object is too large; the caller has to make it smaller.
     #[error(transparent)]
     Limit(#[from] LimitError),
@@ -159,7 +158,9 @@ impl RegisterError {
     pub(crate) fn outcome(&self) -> &'static str {
         match self {
             Self::NoCaller | Self::Chain(_) | Self::NotAdmitted { .. } | Self::Claim { .. } => "denied",
-            Self::Name(_) | Self::Limit(_) | Self::OtherDomain(_) => "malformed",
+            Self::Federation(FederationError::Foreign { .. }) => "denied",
+            Self::Name(_) | Self::Limit(_) => "malformed",
+            Self::Federation(_) => "remote",
             Self::CallersRegistrations(_) | Self::Registrations => "limit",
             Self::Contended { .. } => "contended",
             Self::Store { .. } | Self::NoStore(_) => "store",
@@ -170,6 +171,10 @@ impl RegisterError {
 impl From<RegisterError> for Status {
     fn from(fault: RegisterError) -> Self {
         use RegisterError as E;
+        let fault = match fault {
+            E::Federation(fault) => return fault.into(),
+            fault => fault,
+        };
         let code = match &fault {
             E::NoCaller => Code::Unauthenticated,
             E::Chain(ChainError::Path(_)) | E::Name(_) | E::Limit(_) => Code::InvalidArgument,
@@ -179,7 +184,7 @@ impl From<RegisterError> for Status {
                 ClaimError::Exported => Code::AlreadyExists,
                 ClaimError::Held { .. } | ClaimError::SpeaksForOthers { .. } => Code::PermissionDenied,
             },
-            E::OtherDomain(_) => Code::Unimplemented,
+            E::Federation(_) => Code::Unknown,
             E::CallersRegistrations(_) | E::Registrations => Code::ResourceExhausted,
             E::Contended { .. } => Code::Aborted,
             E::NoStore(_) => Code::FailedPrecondition,
@@ -202,6 +207,8 @@ struct Call<T> {
     object: T,
     /// The domain as the caller wrote it behind its names.
     suffix: Option<String>,
+    /// That domain, if it is another one.
+    elsewhere: Option<Domain>,
     chain: Chain,
     store: Arc<dyn Store>,
 }
@@ -215,17 +222,25 @@ enum Plan<T> {
 }
 
 /// Registers the object of a call, or replaces it.
-pub(crate) async fn register<T: Registered>(
+pub(crate) async fn register<T: Registered + Federated>(
     registry: &Registry,
     request: Request<T>,
 ) -> Result<Response<T>, RegisterError> {
-    let Call { mut object, suffix, chain, store } = check(registry, request)?;
-    object.fill_defaults();
+    let Call { mut object, suffix, elsewhere, mut chain, store } = check(registry, request)?;
+    if elsewhere.is_none() {
+        object.fill_defaults();
+    }
     chain.sign(object.path_ids());
     object.check()?;
     let size = object.encoded_len();
     if size > MAX_OBJECT {
         return Err(LimitError::Object(size).into());
+    }
+    if let (Some(domain), Some(suffix)) = (elsewhere, &suffix) {
+        let federation = registry.federation_for(&chain.claimant.caller, &domain)?;
+        let (object, path) = federation.register(&domain, suffix, object, chain.path().clone()).await?;
+        chain.take_back(path);
+        return Ok(with_path(Response::new(object), chain));
     }
     let key = Key { kind: T::KIND, name: object.name().to_owned() };
     // What the store said is there, and the catalogue does not have.
@@ -248,11 +263,16 @@ pub(crate) async fn register<T: Registered>(
 }
 
 /// Removes the object of a call. What is not there is removed already.
-pub(crate) async fn unregister<T: Registered>(
+pub(crate) async fn unregister<T: Registered + Federated>(
     registry: &Registry,
     request: Request<T>,
 ) -> Result<Response<()>, RegisterError> {
-    let Call { object, chain, store, .. } = check(registry, request)?;
+    let Call { object, suffix, elsewhere, chain, store } = check(registry, request)?;
+    if let (Some(domain), Some(suffix)) = (elsewhere, suffix) {
+        let federation = registry.federation_for(&chain.claimant.caller, &domain)?;
+        federation.unregister(&domain, &suffix, object, chain.path().clone()).await?;
+        return Ok(with_path(Response::new(()), chain));
+    }
     let key = Key { kind: T::KIND, name: object.name().to_owned() };
     for attempt in 1..=ATTEMPTS {
         let Some(expect) = removal::<T>(registry, &chain, &key)? else {
@@ -278,10 +298,9 @@ fn check<T: Registered>(registry: &Registry, request: Request<T>) -> Result<Call
     let (store, identity): (Arc<dyn Store>, &Identity) =
         registry.keeping().ok_or_else(|| RegisterError::NoStore(registry.domain().clone()))?;
     let chain = Chain::check(identity, caller, &metadata, SystemTime::now())?;
-    let suffix = match names::cut_domain(&mut object)? {
-        Addressed::Plain => None,
-        Addressed::To(domain, text) if domain == *registry.domain() => Some(text),
-        Addressed::To(other, _) => return Err(RegisterError::OtherDomain(other)),
+    let (suffix, elsewhere) = match names::cut_domain(&mut object)? {
+        Addressed::Plain => (None, None),
+        Addressed::To(domain, text) => (Some(text), (domain != *registry.domain()).then_some(domain)),
     };
     if object.name().is_empty() {
         return Err(LimitError::NoName(T::WHAT).into());
@@ -289,7 +308,7 @@ fn check<T: Registered>(registry: &Registry, request: Request<T>) -> Result<Call
     if !is_name(object.name()) {
         return Err(LimitError::Name.into());
     }
-    Ok(Call { object, suffix, chain, store })
+    Ok(Call { object, suffix, elsewhere, chain, store })
 }
 
 /// Decides on what is known now.

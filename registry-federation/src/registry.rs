@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     admission::Admission,
     exports::{ExportChanges, ExportError, ExportRecord, Offer},
+    federation::{Federation, FederationError},
     find::FindError,
     keeper::{Kept, Moment},
     limits::{MAX_WATCHES, MAX_WATCHES_PER_CALLER},
@@ -36,6 +37,7 @@ pub struct Registry {
 }
 
 pub(crate) struct Shared {
+    federation: OnceLock<Federation>,
     domain: Domain,
     trust_domain: TrustDomain,
     tasks: Tasks,
@@ -66,6 +68,7 @@ impl Registry {
     pub fn new(domain: Domain, trust_domain: TrustDomain, tasks: &Tasks, metrics: &Metrics) -> Self {
         let (tasks, metrics) = (tasks.clone(), metrics.clone());
         let shared = Shared {
+            federation: OnceLock::new(),
             domain,
             trust_domain,
             tasks,
@@ -176,6 +179,29 @@ impl Registry {
     /// Whether a caller is of the own trust domain.
     pub(crate) fn is_own(&self, caller: &SpiffeId) -> bool {
         *caller.trust_domain() == self.shared.trust_domain
+    }
+
+    /// What answers for other domains, if anything does.
+    pub fn federation(&self) -> Option<&Federation> {
+        self.shared.federation.get()
+    }
+
+    /// Names of other domains are answered by `federation` from now on; the first one set counts.
+    pub fn set_federation(&self, federation: Federation) {
+        let _first = self.shared.federation.set(federation);
+    }
+
+    /// What answers for `domain`, if `caller` may ask through us.
+    pub(crate) fn federation_for(
+        &self,
+        caller: &SpiffeId,
+        domain: &Domain,
+    ) -> Result<&Federation, FederationError> {
+        if !self.is_own(caller) {
+            let (caller, domain) = (caller.clone(), domain.clone());
+            return Err(FederationError::Foreign { caller, domain });
+        }
+        self.shared.federation.get().ok_or_else(|| FederationError::Off(domain.clone()))
     }
 
     /// What a caller is to the registry.

@@ -12,6 +12,7 @@ use carrick_registry_core::Object as _;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::{
+    federation::Federated,
     find::{Answers, Wire, find},
     limits::MAX_MESSAGE,
     register::{RegisterError, register, unregister},
@@ -39,14 +40,14 @@ impl Registry {
             .max_decoding_message_size(MAX_MESSAGE)
     }
 
-    fn answer<T: Wire>(
+    async fn answer<T: Federated>(
         &self,
         extensions: &Extensions,
         query: Option<T>,
         watch: bool,
     ) -> Result<Response<Answers<T::Response>>, Status> {
         // A query without a template asks for everything.
-        match find(self, extensions, query.unwrap_or_default(), watch) {
+        match find(self, extensions, query.unwrap_or_default(), watch).await {
             Ok(answers) => Ok(Response::new(answers)),
             Err(fault) => {
                 tracing::info!(kind = T::WHAT, %fault, "a Find is refused");
@@ -80,7 +81,7 @@ impl NetworkServiceRegistry for ServiceRegistry {
         request: Request<NetworkServiceQuery>,
     ) -> Result<Response<Self::FindStream>, Status> {
         let (_, extensions, query) = request.into_parts();
-        self.0.answer(&extensions, query.network_service, query.watch)
+        self.0.answer(&extensions, query.network_service, query.watch).await
     }
 
     async fn register(&self, request: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
@@ -103,7 +104,7 @@ impl NetworkServiceEndpointRegistry for EndpointRegistry {
         request: Request<NetworkServiceEndpointQuery>,
     ) -> Result<Response<Self::FindStream>, Status> {
         let (_, extensions, query) = request.into_parts();
-        self.0.answer(&extensions, query.network_service_endpoint, query.watch)
+        self.0.answer(&extensions, query.network_service_endpoint, query.watch).await
     }
 
     async fn register(

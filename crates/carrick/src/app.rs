@@ -14,6 +14,7 @@
 //! | [`imports`] | imports with their listeners and virtual addresses |
 //! | [`trust`] | bundles from config, `carrick trust import` and the own CA |
 //! | [`reload`] | a new config, as differences |
+//! | [`remote`] | the registries of other domains, over the proxy's connections |
 //! | [`control`] | what the admin API asks |
 //! | [`flat_files`] | NSM's files of addresses and labels |
 //! | [`life`] | signals, file changes, drain |
@@ -27,6 +28,7 @@ mod life;
 mod nsm;
 pub(crate) mod parts;
 mod reload;
+mod remote;
 pub(crate) mod store;
 mod trust;
 

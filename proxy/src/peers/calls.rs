@@ -161,7 +161,7 @@ impl Peers {
         Ok(all.into_values().collect())
     }
 
-    async fn call<T, F, Fut>(
+    pub(super) async fn call<T, F, Fut>(
         &self,
         domain: &Domain,
         role: Role,
@@ -208,7 +208,13 @@ impl Peers {
     }
 
     /// Whether the peer said no, or the connection broke, or the peer had refused us before we asked.
-    fn judge(&self, domain: &Domain, link: &Link, call: &'static str, status: &Status) -> PeerFault {
+    pub(super) fn judge(
+        &self,
+        domain: &Domain,
+        link: &Link,
+        call: &'static str,
+        status: &Status,
+    ) -> PeerFault {
         // A status without a source came over the wire.
         let Some(source) = std::error::Error::source(status) else {
             return fault::refused(domain, call, status);
@@ -309,7 +315,7 @@ fn pattern(service: &str) -> NetworkServiceEndpoint {
 }
 
 /// The peer is told how long we wait, so that it does not work for nobody.
-fn with_deadline<T>(mut request: Request<T>) -> Request<T> {
+pub(super) fn with_deadline<T>(mut request: Request<T>) -> Request<T> {
     request.set_timeout(CALL_DEADLINE.saturating_sub(Duration::from_millis(100)));
     request
 }

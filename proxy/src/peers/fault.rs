@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use carrick_identity::PeerError;
 use carrick_model::Domain;
-use carrick_proxy_core::{Fault, FaultKind, StepKind};
+use carrick_proxy_core::{Blame, Fault, FaultKind, StepKind};
 use rustls::AlertDescription;
 use tonic::{Code, Status};
 
@@ -187,6 +187,26 @@ impl PeerFault {
             Self::BadAnswer { .. } => {
                 "the peer speaks the protocol differently: compare the versions".to_owned()
             }
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn blame(&self) -> Blame {
+        self.at(StepKind::Find, self.domain()).blame()
+    }
+
+    /// Which domain was called.
+    pub fn domain(&self) -> &Domain {
+        match self {
+            Self::Resolve { domain, .. }
+            | Self::NoTrust { domain, .. }
+            | Self::NoAddress { domain, .. }
+            | Self::Dial { domain, .. }
+            | Self::NotAccepted { domain, .. }
+            | Self::Broken { domain, .. }
+            | Self::TimedOut { domain, .. }
+            | Self::Refused { domain, .. }
+            | Self::BadAnswer { domain, .. } => domain,
         }
     }
 

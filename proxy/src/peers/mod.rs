@@ -8,6 +8,7 @@
 mod calls;
 mod dial;
 mod fault;
+mod registry_calls;
 mod trust_map;
 
 use std::{
@@ -32,6 +33,7 @@ pub use self::{
     calls::{PeerService, WatchItem},
     dial::Link,
     fault::{DialFault, PeerFault},
+    registry_calls::{RegistryAnswers, RegistryObject},
     trust_map::TrustMap,
 };
 pub(crate) use self::{

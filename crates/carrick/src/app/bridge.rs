@@ -124,8 +124,8 @@ impl Catalogue for RegistryView {
         found.first().map(|record| record.object()).filter(|_| !name.is_empty())
     }
 
-    fn published(&self, _full_name: &str) -> Option<NetworkServiceEndpoint> {
-        None
+    fn published(&self, full_name: &str) -> Option<NetworkServiceEndpoint> {
+        self.registry.federation()?.published(full_name)
     }
 
     fn service_changes(&self) -> BoxStream<'static, ServiceChange> {

@@ -26,7 +26,7 @@ use carrick_proxy::{
     server::NetworkServer,
     transit::{SelectSettings, TransitParts, TransitSettings, Transits},
 };
-use carrick_registry::{Admission, Registry};
+use carrick_registry::{Admission, Registry, federation::Federation};
 use carrick_runtime::{Readiness, Tasks, notify};
 use carrick_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -37,7 +37,9 @@ use super::{
     control::Admin,
     flat_files,
     imports::{Listeners, Names, saved},
-    life, nsm, reload, store,
+    life, nsm, reload,
+    remote::RemotePeers,
+    store,
     trust::{self, Trusted},
 };
 use crate::{
@@ -80,6 +82,7 @@ pub(crate) struct Daemon {
     pub(crate) peers: Peers,
     pub(crate) resolver: Resolver,
     pub(crate) registry: Registry,
+    pub(crate) federation: Federation,
     pub(crate) explainer: Explainer,
     pub(crate) addresses: Addresses,
     pub(crate) started: SystemTime,
@@ -218,6 +221,11 @@ impl Daemon {
             },
             &tasks,
         );
+        let connect_url =
+            nsm::public_url(&config, &addresses).map_or_else(String::new, |at| format!("tcp://{at}"));
+        let remotes = Arc::new(RemotePeers(peers.clone()));
+        let federation = Federation::new(remotes, connect_url, &tasks, &metrics);
+        registry.set_federation(federation.clone());
         let imports =
             Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
         let explainer = Explainer::new(peers.clone(), exports.clone());
@@ -243,6 +251,7 @@ impl Daemon {
             peers,
             resolver,
             registry,
+            federation,
             explainer,
             addresses,
             started,
