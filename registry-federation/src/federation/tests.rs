@@ -267,6 +267,9 @@ async fn one_watch_serves_all_who_ask_the_same_and_ends_after_the_last() {
     let view = &scene.federation.snapshot()[0];
     assert_eq!((view.objects, view.watchers, view.stale.is_none()), (1, 2, true));
     let mut other = scene.ask(by_service("db@b.test"), true).await.unwrap();
+    while scene.fake.watches.lock().len() < 2 {
+        tokio::task::yield_now().await; // the watch is opened by a task of its own
+    }
     scene.fake.tell(endpoint("c", "db", "tcp://198.51.100.9:1"), false);
     assert_eq!(other.next().await, ("c@b.test".into(), false), "another query is another watch");
 
