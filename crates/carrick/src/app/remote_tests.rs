@@ -304,8 +304,18 @@ async fn a_domain_that_dies_without_a_word_is_lost_within_three_seconds() {
 
     // Another way to the same domain: who watches anew is served.
     a.finds(&[(&b, b.control), (&c, c.control)]);
-    let mut again = client.stream("web@b.test", true).await.unwrap();
-    assert_eq!(next(&mut again).await.0, "web-1@b.test");
+    // A dial of the dead line may be in flight, and whoever asks meanwhile shares its fault.
+    let served = async {
+        loop {
+            let Ok(mut watch) = client.stream("web@b.test", true).await else { continue };
+            if let Ok(Some(first)) = watch.message().await {
+                return (first.network_service_endpoint.unwrap().name, watch);
+            }
+        }
+    };
+    let (first, mut again) =
+        tokio::time::timeout(Duration::from_secs(20), served).await.expect("served anew");
+    assert_eq!(first, "web-1@b.test");
     // And a registry that stops in order ends its watches at once.
     b.tasks.stop();
     let end = tokio::time::timeout(Duration::from_secs(3), again.message()).await.expect("it ends");
