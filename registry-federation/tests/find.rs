@@ -256,8 +256,11 @@ async fn a_name_with_the_own_domain_is_answered_with_it() {
 async fn what_is_not_for_this_registry_is_refused_in_words() {
     let bench = Bench::new().await;
     let refused = bench.open(PEER, by_service("postgres@b.test"), false).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
-    assert!(refused.message().contains("does not federate yet"), "{refused}");
+    assert_eq!(
+        refused.code(),
+        Code::PermissionDenied,
+        "names of other domains are for our own callers: {refused}"
+    );
     assert!(refused.message().contains("b.test"), "{refused}");
 
     let refused = bench.open(PEER, by_service("postgres@"), true).await.unwrap_err();

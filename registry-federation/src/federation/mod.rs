@@ -364,9 +364,9 @@ impl Federation {
         let url = object.url_mut()?;
         let own = std::mem::take(url);
         if ours.is_empty() {
-            own.clone_into(url)
+            own.clone_into(url);
         } else {
-            ours.as_str().clone_into(url)
+            ours.as_str().clone_into(url);
         }
         Some(own)
     }
@@ -430,7 +430,7 @@ impl Federation {
     fn subscribe<T: Federated>(&self, domain: &Domain, query: T) -> Result<Subscriber<T>, FederationError> {
         let key = (domain.clone(), query.encode_to_vec());
         let mut watches = T::watches(self).lock();
-        if let Some(subscriber) = watches.get(&key).and_then(|watch| watch.subscribe()) {
+        if let Some(subscriber) = watches.get(&key).and_then(SharedWatch::subscribe) {
             return Ok(subscriber);
         }
         let standing = || watches.iter().filter(|(_, watch)| watch.ended().is_none());

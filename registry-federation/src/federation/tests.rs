@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, clippy::disallowed_methods, reason = "test code: short scenes")]
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use carrick_model::TrustDomain;

@@ -223,11 +223,11 @@ impl Relay {
                     let (mut from_server, mut to_server) = onward.into_split();
                     let there = async { drop(tokio::io::copy(&mut from_client, &mut to_server).await) };
                     let back = async {
-                        let mut buffer = vec![0; 64 * 1024];
+                        let (mut buffer, mut gap) = (vec![0; 64 * 1024], false);
                         while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
-                            if mode.load(Ordering::SeqCst) == OPEN
-                                && to_client.write_all(&buffer[..n]).await.is_err()
-                            {
+                            // A stream with a hole in it must never go on: that is no network's way.
+                            gap |= mode.load(Ordering::SeqCst) != OPEN;
+                            if !gap && to_client.write_all(&buffer[..n]).await.is_err() {
                                 return;
                             }
                         }
