@@ -4,7 +4,6 @@
 //! connection, not by the direction in which the tunnel was dialled.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -19,12 +18,11 @@ use carrick_gateway_core::{
 };
 use carrick_model::SpiffeId;
 use carrick_telemetry::{ActiveGuard, Metrics};
-use parking_lot::Mutex;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{association::Associations, gateway::Shared, inbound};
+use crate::{association::Associations, backlog::Backlogs, gateway::Shared, inbound};
 
 /// Control messages that wait for the network; more means that the tunnel is as good as dead.
 const CONTROL_QUEUE: usize = 64;
@@ -58,8 +56,8 @@ pub(crate) struct Lane {
     pub(crate) thread: Handle,
     pub(crate) associations: Associations,
     flows: AtomicUsize,
-    stalls: Mutex<BTreeMap<u64, Kill>>,
-    next_stall: AtomicU64,
+    /// Flows whose local reader is slower than the tunnel.
+    pub(crate) backlogs: Backlogs,
     /// Receive window granted now, in octets.
     pub(crate) window: AtomicU64,
     peer_drains: CancellationToken,
@@ -104,18 +102,6 @@ impl Drop for Rider {
     }
 }
 
-/// A flow whose local reader takes nothing; counted until dropped.
-pub(crate) struct Stalled<'a> {
-    lane: &'a Lane,
-    number: u64,
-}
-
-impl Drop for Stalled<'_> {
-    fn drop(&mut self) {
-        self.lane.stalls.lock().remove(&self.number);
-    }
-}
-
 impl Lane {
     /// Takes over a connection whose peer is known, and starts its loops on the thread on which this is called.
     pub(crate) fn start(
@@ -135,8 +121,7 @@ impl Lane {
             since: SystemTime::now(),
             thread: Handle::current(),
             flows: AtomicUsize::new(0),
-            stalls: Mutex::default(),
-            next_stall: AtomicU64::new(0),
+            backlogs: Backlogs::new(shared.windows_changed.clone()),
             window: AtomicU64::new(carrick_gateway_core::window::TUNNEL),
             peer_drains: CancellationToken::new(),
             control,
@@ -190,26 +175,6 @@ impl Lane {
     pub(crate) fn close(&self, code: CloseCode) {
         let number = VarInt::from_u32(code.code() as u32); // close codes are single octets
         self.connection.close(number, code.as_str().as_bytes());
-    }
-
-    /// Registers a flow whose local reader takes nothing.
-    pub(crate) fn stalled(&self, kill: &Kill) -> Stalled<'_> {
-        let number = self.next_stall.fetch_add(1, Ordering::Relaxed);
-        self.stalls.lock().insert(number, kill.clone());
-        Stalled { lane: self, number }
-    }
-
-    /// How many flows are stalled.
-    pub(crate) fn stall_count(&self) -> u64 {
-        self.stalls.lock().len() as u64
-    }
-
-    /// Ends the `n` flows that have been stalled longest.
-    pub(crate) fn shed(&self, n: usize) {
-        let oldest: Vec<Kill> = self.stalls.lock().values().take(n).cloned().collect();
-        for kill in oldest {
-            kill.kill(ResetCode::Stalled);
-        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `routes` | the routes of one import, and the shares in which flows take them |
 //! | `tunnel` | dials a peer's gateway and keeps it dialled |
 //! | `lane` | one QUIC connection: its flows, its control stream, its datagrams |
+//! | `backlog` | flows whose local reader is slower than the tunnel |
 //! | `windows` | receive windows of all tunnels within one bound |
 //! | `endpoint` | the one QUIC endpoint: configuration, accept loop |
 //! | `socket` | the one UDP socket: buffers, and batches of datagrams per system call |
@@ -25,6 +26,7 @@
 //! Decisions that need no IO live in `carrick-gateway-core`, whose module doc is the protocol.
 
 mod association;
+mod backlog;
 mod endpoint;
 mod flow;
 pub mod gateway;

@@ -23,9 +23,11 @@ use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::coop,
+    time::timeout,
 };
 
 use crate::{
+    backlog::{Backlogs, Behind},
     flow::End,
     lane::{Kill, Lane},
     local::{LocalStream, ReadSide, WriteSide},
@@ -37,8 +39,10 @@ const FIRST_READ: usize = 4 << 10;
 const LARGEST_READ: usize = 96 << 10;
 /// Received pieces written at once; a piece is at most a packet.
 const PIECES: usize = 48;
-/// A local reader that takes nothing for so long counts as stalled (see `windows`).
-const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// A local reader that takes nothing for so long is behind until it has caught up (see `windows`).
+const BEHIND_AFTER: Duration = Duration::from_millis(150);
+/// A reader that is behind and takes nothing for so long more is stalled: it may be shed.
+const STALLED_AFTER: Duration = Duration::from_millis(850);
 
 /// The QUIC side of a flow.
 pub(crate) struct Stream {
@@ -142,7 +146,7 @@ async fn pump_both(
 /// Reads the verdict octet.
 pub(crate) async fn await_verdict(recv: &mut RecvStream, patience: Duration) -> Result<(), DropReason> {
     let mut octet = [0];
-    match tokio::time::timeout(patience, recv.read_exact(&mut octet)).await {
+    match timeout(patience, recv.read_exact(&mut octet)).await {
         Ok(Ok(())) => match Verdict::from_code(octet[0]) {
             Verdict::Accepted => Ok(()),
             refused => Err(DropReason::Verdict(refused)),
@@ -196,15 +200,26 @@ async fn pump_down(
 ) -> Result<(), DropReason> {
     // What the local stream did not take at once. A flow that waits for the tunnel keeps nothing here.
     let mut left: Vec<Bytes> = Vec::new();
+    let mut behind: Option<Behind<'_>> = None;
     loop {
-        let moved = poll_fn(|cx| poll_down(recv, &mut write, &mut left, cx)).await?;
+        let moved = poll_fn(|cx| {
+            let polled = poll_down(recv, &mut write, &mut left, cx);
+            if polled.is_pending() {
+                // There is nothing more to take: the reader has caught up.
+                behind = None;
+            }
+            polled
+        })
+        .await?;
         let Some(length) = moved else {
             // The client may have gone already; then there is nobody to tell.
             let _shut = write.shutdown().await;
             return Ok(());
         };
         if !left.is_empty() {
-            write_left(&mut left, &mut write, lane, kill).await.map_err(|_| DropReason::LocalReset)?;
+            write_left(&mut left, &mut write, &lane.backlogs, &mut behind, kill)
+                .await
+                .map_err(|_| DropReason::LocalReset)?;
             left = Vec::new();
         }
         tally.fetch_add(length as u64, Ordering::Relaxed);
@@ -240,20 +255,27 @@ fn poll_down(
 }
 
 /// Waits until the local stream has taken all of it.
-async fn write_left(
+async fn write_left<'a>(
     left: &mut [Bytes],
     write: &mut impl WriteSide,
-    lane: &Lane,
+    backlogs: &'a Backlogs,
+    behind: &mut Option<Behind<'a>>,
     kill: &Kill,
 ) -> io::Result<()> {
     let mut rest = left;
     while !rest.is_empty() {
         let mut writing = poll_fn(|cx| poll_write(write, rest, cx));
-        let written = match tokio::time::timeout(STALLED_AFTER, &mut writing).await {
+        let written = match timeout(BEHIND_AFTER, &mut writing).await {
             Ok(written) => written?,
-            Err(_stalled) => {
-                let _counted = lane.stalled(kill);
-                writing.await?
+            Err(_behind) => {
+                behind.get_or_insert_with(|| backlogs.behind());
+                match timeout(STALLED_AFTER, &mut writing).await {
+                    Ok(written) => written?,
+                    Err(_stalled) => {
+                        let _counted = backlogs.stalled(kill);
+                        writing.await?
+                    }
+                }
             }
         };
         rest = advance(rest, written);

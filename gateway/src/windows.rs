@@ -1,6 +1,6 @@
 //! Receive windows of all tunnels within one bound.
 //!
-//! `carrick_gateway_core::window` decides, this loop applies: when a tunnel comes or goes, and while flows are stalled.
+//! `carrick_gateway_core::window` decides, this loop applies: when a tunnel comes or goes, and when a local reader falls behind.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,15 +12,17 @@ use quinn::VarInt;
 
 use crate::{gateway::Shared, lane::Lane};
 
-/// How often stalled flows are looked at.
+/// How often windows are looked at when nothing is known to have changed.
 const PERIOD: Duration = Duration::from_millis(500);
+/// Many readers fall behind at once; they are looked at together.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// Runs until the group stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             () = shared.tasks.stopping() => return,
-            () = shared.windows_changed.notified() => {}
+            () = shared.windows_changed.notified() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(PERIOD) => {}
         }
         let lanes: Vec<Arc<Lane>> = shared.lanes.lock().values().cloned().collect();
@@ -29,22 +31,23 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 fn apply(shared: &Shared, lanes: &[Arc<Lane>]) {
-    let stalls: Vec<u64> = lanes.iter().map(|lane| lane.stall_count()).collect();
-    let stalled = stalls.iter().sum();
-    let grants = window::share(shared.settings.max_memory, lanes.len() as u64, stalled);
-    let mut compensated = grants.stalled;
+    let counts: Vec<u64> = lanes.iter().map(|lane| lane.backlogs.behind_count()).collect();
+    let grants = window::share(shared.settings.max_memory, lanes.len() as u64, counts.iter().sum());
+    let mut compensated = grants.behind;
     let mut total = 0;
-    for (lane, stalled) in lanes.iter().zip(stalls) {
-        let mine = stalled.min(compensated);
+    for (lane, behind) in lanes.iter().zip(counts) {
+        let mine = behind.min(compensated);
         compensated -= mine;
-        if stalled > mine {
-            let n = (stalled - mine) as usize;
-            tracing::warn!(
-                peer = %lane.peer, flows = n,
-                hint = "raise `tunnel.max_memory`, or look at the clients that do not read",
-                "flows that stand still are shed: the memory for tunnels is used up"
-            );
-            lane.shed(n);
+        if behind > mine {
+            // One that still moves is slow, not dead: it stays, and others have to wait for it.
+            let flows = lane.backlogs.shed(behind - mine);
+            if flows > 0 {
+                tracing::warn!(
+                    peer = %lane.peer, flows,
+                    hint = "raise `tunnel.max_memory`, or look at the clients that do not read",
+                    "flows that stand still are shed: the memory for tunnels is used up"
+                );
+            }
         }
         let octets = grants.base + mine * window::STREAM;
         total += octets;

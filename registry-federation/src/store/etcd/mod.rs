@@ -5,14 +5,14 @@
 //!
 //! | module | is for |
 //! |---|---|
-//! | [`settings`] | where etcd is |
-//! | [`members`] | which member is called; TLS by [`tls`], reasons of failures by [`cause`] |
-//! | [`keys`] | which key is for what |
-//! | [`leases`] | records that lapse although every replica is dead |
-//! | [`batch`] | commits as transactions, made once although answers get lost |
-//! | [`writer`] | the task that makes batches |
-//! | [`follow`] | a full state and every change after it |
-//! | [`probe`] | what an operator asks: can the members be used |
+//! | `settings` | where etcd is |
+//! | `members` | which member is called; TLS by `tls`, reasons of failures by `cause` |
+//! | `keys` | which key is for what |
+//! | `leases` | records that lapse although every replica is dead |
+//! | `batch` | commits as transactions, made once although answers get lost |
+//! | `writer` | the task that makes batches |
+//! | `follow` | a full state and every change after it |
+//! | `probe` | what an operator asks: can the members be used |
 
 mod batch;
 mod cause;
