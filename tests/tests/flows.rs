@@ -220,6 +220,7 @@ fn a_client_that_never_reads_stalls_nobody_else() {
 
 /// Six readers at 2.5 MB/s want more than a tunnel's own window, and none of them ever stands still for long.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a slow reader sleeps")]
 fn clients_that_read_slowly_hold_nobody_up_and_are_not_shed() {
     if !needs(MESH) {
         return;
