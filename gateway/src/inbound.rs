@@ -109,7 +109,7 @@ async fn serve_stream(
     }
     flow.opened();
     let tally = Tally { from_local: &flow.to_client, to_local: &flow.to_service };
-    let end = relay(local, stream, Verdicts::Given, tally, lane, kill).await;
+    let end = relay(local, stream, Verdicts::Given, tally, &lane.backlogs, kill).await;
     flow.end(end, "");
 }
 

@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     backlog::{Backlogs, Behind},
     flow::End,
-    lane::{Kill, Lane},
+    lane::Kill,
     local::{LocalStream, ReadSide, WriteSide},
 };
 
@@ -81,18 +81,18 @@ pub(crate) async fn relay(
     mut stream: Stream,
     awaits: Verdicts<'_>,
     tally: Tally<'_>,
-    lane: &Lane,
+    backlogs: &Backlogs,
     kill: &Kill,
 ) -> End {
     let pumping = async {
         match &mut local {
             LocalStream::Tcp(tcp) => {
                 let (read, write) = tcp.split();
-                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
+                pump_both(read, write, &mut stream, awaits, tally, backlogs, kill).await
             }
             LocalStream::Unix(unix) => {
                 let (read, write) = unix.split();
-                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
+                pump_both(read, write, &mut stream, awaits, tally, backlogs, kill).await
             }
         }
     };
@@ -129,7 +129,7 @@ async fn pump_both(
     stream: &mut Stream,
     awaits: Verdicts<'_>,
     tally: Tally<'_>,
-    lane: &Lane,
+    backlogs: &Backlogs,
     kill: &Kill,
 ) -> Result<(), DropReason> {
     let Stream { send, recv } = stream;
@@ -138,7 +138,7 @@ async fn pump_both(
             await_verdict(recv, patience).await?;
             tell();
         }
-        pump_down(recv, write, tally.to_local, lane, kill).await
+        pump_down(recv, write, tally.to_local, backlogs, kill).await
     };
     tokio::try_join!(pump_up(read, send, tally.from_local), down).map(|((), ())| ())
 }
@@ -195,7 +195,7 @@ async fn pump_down(
     recv: &mut RecvStream,
     mut write: impl WriteSide,
     tally: &AtomicU64,
-    lane: &Lane,
+    backlogs: &Backlogs,
     kill: &Kill,
 ) -> Result<(), DropReason> {
     // What the local stream did not take at once. A flow that waits for the tunnel keeps nothing here.
@@ -217,7 +217,7 @@ async fn pump_down(
             return Ok(());
         };
         if !left.is_empty() {
-            write_left(&mut left, &mut write, &lane.backlogs, &mut behind, kill)
+            write_left(&mut left, &mut write, backlogs, &mut behind, kill)
                 .await
                 .map_err(|_| DropReason::LocalReset)?;
             left = Vec::new();
@@ -265,19 +265,20 @@ async fn write_left<'a>(
     let mut rest = left;
     while !rest.is_empty() {
         let mut writing = poll_fn(|cx| poll_write(write, rest, cx));
-        let written = match timeout(BEHIND_AFTER, &mut writing).await {
-            Ok(written) => written?,
-            Err(_behind) => {
-                behind.get_or_insert_with(|| backlogs.behind());
-                match timeout(STALLED_AFTER, &mut writing).await {
-                    Ok(written) => written?,
-                    Err(_stalled) => {
-                        let _counted = backlogs.stalled(kill);
-                        writing.await?
-                    }
+        let (mut late, mut stalled) = (false, None);
+        let written = loop {
+            match timeout(if late { STALLED_AFTER } else { BEHIND_AFTER }, &mut writing).await {
+                Ok(written) => break written?,
+                Err(_) if !late => {
+                    behind.get_or_insert_with(|| backlogs.behind());
+                    late = true;
+                }
+                Err(_) => {
+                    stalled.get_or_insert_with(|| backlogs.stalled(kill));
                 }
             }
         };
+        drop(stalled);
         rest = advance(rest, written);
     }
     Ok(())

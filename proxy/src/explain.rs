@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use carrick_model::{ConnectionId, Domain, Payload, ServiceName, Target, service::split_name};
+use carrick_model::{
+    ConnectionId, Domain, Payload, ServiceName, Target, cause::in_one_line, service::split_name,
+};
 use carrick_proxy_core::{
     Endpoint,
     outbound::{OutboundClose, OutboundReply, OutboundRequest},
@@ -168,8 +170,7 @@ impl Explainer {
             let target: Target = name.parse().map_err(|e| bad(format!("`{name}`: {e}")))?;
             return Ok((vec![format!("`{target}` names no domain: a service of {}", self.domain)], None));
         };
-        let service: ServiceName =
-            name.parse().map_err(|e| bad(format!("`{name}`: {}", crate::server::chain(&e))))?;
+        let service: ServiceName = name.parse().map_err(|e| bad(format!("`{name}`: {}", in_one_line(&e))))?;
         if service.domain() == &self.domain {
             return Ok((vec![format!("{domain} is this domain: nothing is called over the network")], None));
         }
@@ -321,7 +322,7 @@ impl Walk {
 }
 
 fn stop(fault: &PeerFault) -> Stop {
-    Stop(vec![crate::server::chain(fault)], fault.hint())
+    Stop(vec![in_one_line(fault)], fault.hint())
 }
 
 fn gateways_seen(gateways: &Gateways) -> Vec<String> {

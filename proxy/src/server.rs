@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use carrick_identity::Caller;
-use carrick_model::Domain;
+use carrick_model::{Domain, cause::in_one_line};
 use carrick_proto::{
     connection::{Connection, Mechanism},
     networkservice::{
@@ -24,9 +24,6 @@ use crate::{
 
 /// No caller is waited for longer: the listener cuts a handler off then.
 const MAX_WAIT: Duration = HANDLER_DEADLINE;
-
-/// How far a refusal's chain of reasons is written out.
-const MAX_CHAIN: usize = 4;
 
 /// Answers requests for what this domain offers itself from the table of [`Exports`], and hands all others to [`Transits`].
 #[derive(Clone)]
@@ -202,21 +199,6 @@ impl RequestError {
                 | Refusal::LeaseOver(_) => Code::InvalidArgument,
             },
         };
-        Status::new(code, chain(self))
+        Status::new(code, in_one_line(self))
     }
-}
-
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    for _ in 0..MAX_CHAIN {
-        let Some(error) = source else { break };
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

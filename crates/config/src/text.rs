@@ -2,13 +2,11 @@
 
 mod parts;
 
-use std::{
-    borrow::Cow, error::Error, fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, time::Duration,
-};
+use std::{borrow::Cow, fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, time::Duration};
 
 use carrick_model::{
     Domain, ExportTarget, Host, HostPort, ListenAddress, PartUrl, ServeUrl, ServiceName, ServicePattern,
-    SpiffePattern, Target, TrustDomain,
+    SpiffePattern, Target, TrustDomain, cause::in_one_line,
 };
 use ipnet::{IpNet, Ipv4Net};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -165,17 +163,6 @@ impl<T: Written> JsonSchema for OneOrMore<T> {
     }
 }
 
-/// What the error and its sources say, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        said = format!("{said}: {error}");
-        source = error.source();
-    }
-    said
-}
-
 /// Types whose `FromStr` reads them as the config writes them.
 macro_rules! written {
     ($($ty:ty, $form:literal, $example:literal, $noun:literal;)*) => {$(
@@ -185,7 +172,7 @@ macro_rules! written {
             const NOUN: &'static str = $noun;
 
             fn read(text: &str) -> Result<Self, String> {
-                text.parse().map_err(|error| chain(&error))
+                text.parse().map_err(|error| in_one_line(&error))
             }
         }
     )*};
@@ -258,7 +245,7 @@ impl Written for TrustDomain {
         if text.contains(['/', ':']) {
             return Err("write the bare name, without `spiffe://` and without a path".to_owned());
         }
-        Self::new(text).map_err(|error| chain(&error))
+        Self::new(text).map_err(|error| in_one_line(&error))
     }
 }
 

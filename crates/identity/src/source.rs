@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use carrick_model::{SpiffeId, TrustDomain};
+use carrick_model::{SpiffeId, TrustDomain, cause::in_one_line};
 use carrick_runtime::Backoff;
 use tokio::sync::watch;
 
@@ -125,24 +125,12 @@ impl Identity {
                     let pause = backoff.next_delay();
                     let until = stamp(svid.not_after());
                     tracing::warn!(id = %self.inner.id, until, ?pause, hint = %err.hint(),
-                        error = %chain(&err), "SVID not renewed, the current one stays in use");
+                        error = %in_one_line(&err), "SVID not renewed, the current one stays in use");
                     tokio::time::sleep(pause).await;
                 }
             }
         }
     }
-}
-
-/// An error with its sources, as one line.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(err) = source {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        source = err.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -11,10 +11,12 @@
 //! | [`address`] | host and port pairs, listen addresses, export targets |
 //! | [`url`] | URLs by which NSM's parts listen and call each other |
 //! | [`identity`] | SPIFFE ids, trust domains, the patterns of `allow:` lists |
+//! | [`cause`] | what an error says, with what it came from |
 //! | [`access`] | who may do something with which services of a registry |
 
 pub mod access;
 pub mod address;
+pub mod cause;
 pub mod connection;
 pub mod domain;
 pub mod identity;

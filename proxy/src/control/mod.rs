@@ -23,6 +23,7 @@ use std::{
 };
 
 use carrick_identity::{Caller, Identity, PeerCertificate, Svid, TrustStore, server_config_with};
+use carrick_model::cause::in_one_line;
 use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
 use futures::StreamExt;
@@ -262,7 +263,7 @@ impl Front {
         };
         self.metrics.control_handshakes_refused.of(reason).inc();
         let Some(suppressed) = self.log.admit() else { return };
-        let detail = peer_error.map_or_else(|| crate::server::chain(refused), ToString::to_string);
+        let detail = peer_error.map_or_else(|| in_one_line(refused), ToString::to_string);
         let hint = peer_error.map_or("", carrick_identity::PeerError::hint);
         tracing::warn!(remote = remote.name, reason, detail, hint, suppressed, "control connection refused");
     }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use carrick_identity::token::{TokenError, policy::Denial};
-use carrick_model::{Domain, Target, service::split_name};
+use carrick_model::{Domain, Target, cause::in_one_line, service::split_name};
 use carrick_proto::{
     connection::Connection,
     networkservice::{NetworkServiceRequest, network_service_client::NetworkServiceClient},
@@ -231,7 +231,7 @@ impl Peers {
         if let Some(alert) = alert.filter(|a| fault::speaks_of_certificate(*a)) {
             return PeerFault::NotAccepted { domain, addr, alert: format!("{alert:?}") };
         }
-        let detail = reason.map_or_else(|| crate::server::chain(source), ToString::to_string);
+        let detail = reason.map_or_else(|| in_one_line(source), ToString::to_string);
         PeerFault::Broken { domain, addr, call, detail }
     }
 }

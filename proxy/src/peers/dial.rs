@@ -8,7 +8,7 @@ use std::{
 };
 
 use carrick_identity::{Identity, PeerCertificate, TrustStore, client_config_with};
-use carrick_model::{Domain, SpiffeId, TrustDomain};
+use carrick_model::{Domain, SpiffeId, TrustDomain, cause::in_one_line};
 use carrick_runtime::race;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -102,7 +102,7 @@ pub(super) async fn dial(
         domain: domain.clone(),
         addr,
         call: "connect",
-        detail: crate::server::chain(&error),
+        detail: in_one_line(&error),
     })?;
     let peer = certificate.id().clone();
     let channel = TokenChannel::new(channel, shown, certificate, SystemTime::now());

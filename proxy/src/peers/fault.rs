@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use carrick_identity::PeerError;
-use carrick_model::Domain;
+use carrick_model::{Domain, cause::in_one_line};
 use carrick_proxy_core::{Blame, Fault, FaultKind, StepKind};
 use rustls::AlertDescription;
 use tonic::{Code, Status};
@@ -212,7 +212,7 @@ impl PeerFault {
 
     /// The fault as a connection's machine knows it.
     pub(crate) fn at(&self, step: StepKind, peer: &Domain) -> Fault {
-        let detail = crate::server::chain(self);
+        let detail = in_one_line(self);
         Fault { step, peer: peer.clone(), kind: self.kind(), detail, hint: self.hint() }
     }
 

@@ -17,6 +17,7 @@
 //! | `order` | in which order its addresses are tried |
 //! | `discover` | one search: which questions, and what the answers mean together |
 //! | `servers` | one question: which servers, aliases, time limits |
+//! | `system` | the DNS settings of this machine, and whether they changed |
 //! | `cache` | what was found, for how long, and what stands in |
 
 mod cache;
@@ -25,6 +26,7 @@ mod error;
 mod gateways;
 mod order;
 mod servers;
+mod system;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -78,7 +80,8 @@ const LITERAL_TTL: Duration = Duration::from_secs(3600);
 /// How the resolver asks, and how long it remembers.
 #[derive(Debug, Clone)]
 pub struct ResolverSettings {
-    /// The DNS servers, asked in this order. Empty: those of `/etc/resolv.conf`, and `/etc/hosts` before them.
+    /// The DNS servers, asked in this order. Empty: those of `/etc/resolv.conf`, and `/etc/hosts`
+    /// before them, read again when they change.
     pub servers: Vec<SocketAddr>,
     /// How long one server may take for one question, TCP after truncation included.
     pub timeout: Duration,

@@ -5,12 +5,13 @@
 //! would take a failure of the first server for the answer.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
+use carrick_model::cause::in_one_line;
 use carrick_runtime::race;
 use carrick_telemetry::Metrics;
 use hickory_resolver::{
@@ -25,7 +26,6 @@ use hickory_resolver::{
         op::{DnsRequestOptions, DnsResponse, Query, ResponseCode},
         rr::{Name, RData, Record, RecordType},
     },
-    system_conf::parse_resolv_conf,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -33,7 +33,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{ResolveError, ResolverSettings, SetupError};
+use super::{ResolveError, ResolverSettings, SetupError, system::SystemFiles};
 
 /// The next server is asked when the one before it was silent for so long. Well above a usual answer's time, well
 /// below the time limit.
@@ -45,17 +45,24 @@ const PREFERENCE: Duration = Duration::from_secs(60);
 const MAX_ALIASES: usize = 8;
 /// Questions under way at once: each holds a socket.
 const MAX_QUESTIONS: usize = 256;
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The DNS servers that are asked, and how.
 pub(super) struct Servers {
-    pools: Vec<(SocketAddr, NameServerPool<TokioRuntimeProvider>)>,
-    hosts: Option<Hosts>,
+    known: ArcSwap<Known>,
+    /// Where they come from, unless the config says them.
+    system: Option<SystemFiles>,
+    context: Arc<PoolContext>,
     timeout: Duration,
     attempts: usize,
     preferred: Mutex<Option<(SocketAddr, Instant)>>,
     limit: Semaphore,
     metrics: Metrics,
+}
+
+/// Who is asked now.
+struct Known {
+    pools: Vec<(SocketAddr, NameServerPool<TokioRuntimeProvider>)>,
+    hosts: Option<Hosts>,
 }
 
 /// What the DNS says about one name and type, aliases followed.
@@ -97,35 +104,53 @@ enum Fault {
 
 impl Servers {
     pub(super) fn new(settings: ResolverSettings, metrics: Metrics) -> Result<Self, SetupError> {
-        let system = settings.servers.is_empty();
-        let addrs = if system { system_servers()? } else { settings.servers };
+        let system = settings.servers.is_empty().then(SystemFiles::of_the_system);
+        Self::with(settings, system, metrics)
+    }
+
+    fn with(
+        settings: ResolverSettings,
+        system: Option<SystemFiles>,
+        metrics: Metrics,
+    ) -> Result<Self, SetupError> {
         let mut options = ResolverOpts::default();
         options.timeout = settings.timeout;
         options.num_concurrent_reqs = 1;
         options.cache_size = 0;
         let tls = TlsConfig::new().map_err(SetupError::Resolver)?;
         let context = Arc::new(PoolContext::new(options, tls));
-        let pools = addrs
-            .into_iter()
-            .map(|addr| {
-                let pool = NameServerPool::from_config(
-                    [server_config(addr)],
-                    Arc::clone(&context),
-                    TokioRuntimeProvider::default(),
-                );
-                (addr, pool)
-            })
-            .collect();
+        let known = match &system {
+            Some(system) => Known::of_the_system(system, &context)?,
+            None => Known { pools: pools(settings.servers, &context), hosts: None },
+        };
         Ok(Self {
-            pools,
-            // A host without the file has no names in it.
-            hosts: system.then(|| Hosts::from_system().unwrap_or_default()),
+            known: ArcSwap::from_pointee(known),
+            system,
+            context,
             timeout: settings.timeout,
             attempts: settings.attempts.max(1),
             preferred: Mutex::new(None),
             limit: Semaphore::new(MAX_QUESTIONS),
             metrics,
         })
+    }
+
+    /// Who is asked now.
+    fn known(&self) -> Arc<Known> {
+        if let Some(system) = self.system.as_ref().filter(|system| system.changed()) {
+            match Known::of_the_system(system, &self.context) {
+                Ok(known) => {
+                    let servers: Vec<_> = known.pools.iter().map(|(addr, _)| addr).collect();
+                    tracing::info!(?servers, "the DNS settings of this machine changed");
+                    self.known.store(Arc::new(known));
+                }
+                Err(error) => tracing::warn!(
+                    error = in_one_line(&error),
+                    "the DNS settings of this machine changed and cannot be read: the servers asked before are asked on"
+                ),
+            }
+        }
+        self.known.load_full()
     }
 
     /// Asks for the records of `kind` at `name` and follows aliases.
@@ -174,17 +199,19 @@ impl Servers {
 
     /// One question to the servers in turn, without following aliases.
     async fn ask_once(&self, name: &Name, kind: RecordType) -> Result<Raw, ResolveError> {
-        if let Some(raw) = self.known_here(name, kind) {
+        let known = self.known();
+        if let Some(raw) = known.here(name, kind) {
             return Ok(raw);
         }
         // The semaphore is never closed, and without a permit the question is only unbounded, not wrong.
         let _permit = self.limit.acquire().await.ok();
         let mut faults = Vec::new();
         for _ in 0..self.attempts {
-            match race(self.in_turn(), STAGGER, |addr| self.ask_server(addr, name, kind)).await {
+            match race(self.in_turn(&known), STAGGER, |addr| self.ask_server(&known, addr, name, kind)).await
+            {
                 Ok((addr, raw)) => {
                     self.count(kind, if raw.answers.is_empty() { "nothing" } else { "answered" });
-                    self.remember(addr);
+                    self.remember(&known, addr);
                     return Ok(Raw { from: Some(addr), ..raw });
                 }
                 Err(lost) => faults = lost.attempts,
@@ -207,8 +234,63 @@ impl Servers {
         self.metrics.dns_questions.of2(kind, outcome).inc();
     }
 
+    /// The servers as listed, the one that answered lately first.
+    fn in_turn(&self, known: &Known) -> Vec<SocketAddr> {
+        let mut addrs: Vec<_> = known.pools.iter().map(|(addr, _)| *addr).collect();
+        let preferred = (*self.preferred.lock()).filter(|(_, until)| Instant::now() < *until);
+        if let Some((addr, _)) = preferred {
+            addrs.sort_by_key(|a| *a != addr);
+        }
+        addrs
+    }
+
+    fn remember(&self, known: &Known, addr: SocketAddr) {
+        let first = known.pools.first().is_some_and(|(a, _)| *a == addr);
+        let mut preferred = self.preferred.lock();
+        match *preferred {
+            _ if first => *preferred = None,
+            Some((last, until)) if last == addr && Instant::now() < until => {}
+            _ => *preferred = Some((addr, Instant::now() + PREFERENCE)),
+        }
+    }
+
+    /// One question to one server, within the time limit. Without EDNS if it does not understand that (RFC 6891
+    /// section 7).
+    async fn ask_server(
+        &self,
+        known: &Known,
+        addr: SocketAddr,
+        name: &Name,
+        kind: RecordType,
+    ) -> Result<Raw, Fault> {
+        let Some((_, pool)) = known.pools.iter().find(|(a, _)| *a == addr) else {
+            return Err(Fault::Io("not a configured server".to_owned()));
+        };
+        let ask = |edns: bool| {
+            let mut options = DnsRequestOptions::default();
+            options.use_edns = edns;
+            options.recursion_desired = true;
+            pool.lookup(Query::query(name.clone(), kind), options).first_answer()
+        };
+        let both = async {
+            match read(ask(true).await, self.timeout) {
+                Err(Fault::Code(ResponseCode::FormErr | ResponseCode::NotImp | ResponseCode::BADVERS)) => {
+                    read(ask(false).await, self.timeout)
+                }
+                other => other,
+            }
+        };
+        timeout(self.timeout, both).await.unwrap_or(Err(Fault::Silent(self.timeout)))
+    }
+}
+
+impl Known {
+    fn of_the_system(system: &SystemFiles, context: &Arc<PoolContext>) -> Result<Self, SetupError> {
+        Ok(Self { pools: pools(system.servers()?, context), hosts: Some(SystemFiles::hosts()) })
+    }
+
     /// The hosts file, when the system's resolver is used, and `localhost` (RFC 6761 section 6.3).
-    fn known_here(&self, name: &Name, kind: RecordType) -> Option<Raw> {
+    fn here(&self, name: &Name, kind: RecordType) -> Option<Raw> {
         let loopback = match kind {
             RecordType::A => Some(IpAddr::from(Ipv4Addr::LOCALHOST)),
             RecordType::AAAA => Some(IpAddr::from(Ipv6Addr::LOCALHOST)),
@@ -230,49 +312,6 @@ impl Servers {
                 .collect()
         };
         Some(Raw { answers, no_such_name: false, negative_ttl: Some(3600), from: None })
-    }
-
-    /// The servers as listed, the one that answered lately first.
-    fn in_turn(&self) -> Vec<SocketAddr> {
-        let mut addrs: Vec<_> = self.pools.iter().map(|(addr, _)| *addr).collect();
-        let preferred = (*self.preferred.lock()).filter(|(_, until)| Instant::now() < *until);
-        if let Some((addr, _)) = preferred {
-            addrs.sort_by_key(|a| *a != addr);
-        }
-        addrs
-    }
-
-    fn remember(&self, addr: SocketAddr) {
-        let first = self.pools.first().is_some_and(|(a, _)| *a == addr);
-        let mut preferred = self.preferred.lock();
-        match *preferred {
-            _ if first => *preferred = None,
-            Some((known, until)) if known == addr && Instant::now() < until => {}
-            _ => *preferred = Some((addr, Instant::now() + PREFERENCE)),
-        }
-    }
-
-    /// One question to one server, within the time limit. Without EDNS if it does not understand that (RFC 6891
-    /// section 7).
-    async fn ask_server(&self, addr: SocketAddr, name: &Name, kind: RecordType) -> Result<Raw, Fault> {
-        let Some((_, pool)) = self.pools.iter().find(|(a, _)| *a == addr) else {
-            return Err(Fault::Io("not a configured server".to_owned()));
-        };
-        let ask = |edns: bool| {
-            let mut options = DnsRequestOptions::default();
-            options.use_edns = edns;
-            options.recursion_desired = true;
-            pool.lookup(Query::query(name.clone(), kind), options).first_answer()
-        };
-        let both = async {
-            match read(ask(true).await, self.timeout) {
-                Err(Fault::Code(ResponseCode::FormErr | ResponseCode::NotImp | ResponseCode::BADVERS)) => {
-                    read(ask(false).await, self.timeout)
-                }
-                other => other,
-            }
-        };
-        timeout(self.timeout, both).await.unwrap_or(Err(Fault::Silent(self.timeout)))
     }
 }
 
@@ -353,15 +392,53 @@ fn server_config(addr: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(addr.ip(), true, connections.into())
 }
 
-/// The servers of `/etc/resolv.conf`; this machine, if there are none (resolv.conf(5)).
-fn system_servers() -> Result<Vec<SocketAddr>, SetupError> {
-    let local = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 53))];
-    let text = match std::fs::read(RESOLV_CONF) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(local),
-        Err(source) => return Err(SetupError::ResolvConf(source)),
+fn pools(
+    servers: Vec<SocketAddr>,
+    context: &Arc<PoolContext>,
+) -> Vec<(SocketAddr, NameServerPool<TokioRuntimeProvider>)> {
+    let pool = |addr| {
+        let runtime = TokioRuntimeProvider::default();
+        (addr, NameServerPool::from_config([server_config(addr)], Arc::clone(context), runtime))
     };
-    // hickory's parser takes a file without a server for an error.
-    let Ok((config, _)) = parse_resolv_conf(text) else { return Ok(local) };
-    Ok(config.name_servers().iter().map(|s| SocketAddr::new(s.ip, 53)).collect())
+    servers.into_iter().map(pool).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A DHCP client writes a new file in place of the old one.
+    fn write(path: &std::path::Path, text: &str) {
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_settings_of_the_machine_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let files = SystemFiles::at(path.clone());
+        let servers = Servers::with(ResolverSettings::default(), Some(files), Metrics::new()).unwrap();
+        let asked = || servers.in_turn(&servers.known()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(asked(), ["127.0.0.1:53"], "no file");
+
+        write(&path, "nameserver 192.0.2.1\nnameserver 2001:db8::53\n");
+        assert_eq!(asked(), ["127.0.0.1:53"], "not every question looks");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(asked(), ["192.0.2.1:53", "[2001:db8::53]:53"]);
+
+        write(&path, "options edns0\n");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(asked(), ["127.0.0.1:53"]);
+
+        // What cannot be read changes nothing.
+        write(&path, "nameserver 192.0.2.2\n");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(asked(), ["192.0.2.2:53"]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(asked(), ["192.0.2.2:53"]);
+    }
 }

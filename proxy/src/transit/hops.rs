@@ -19,7 +19,7 @@ use carrick_identity::{
     Bundle, Identity, PeerCertificate, TrustStore, client_config_any_with, client_config_with,
     token::policy::Denial,
 };
-use carrick_model::{Domain, HostPort, TrustDomain};
+use carrick_model::{Domain, HostPort, TrustDomain, cause::in_one_line};
 use carrick_proto::{
     connection::{
         Connection, ConnectionEvent, MonitorScopeSelector, monitor_connection_client::MonitorConnectionClient,
@@ -246,7 +246,7 @@ impl Hops {
             }
             self.forget(hop, number);
             if !(std::mem::take(&mut again) && link.proven.load(Relaxed)) {
-                let detail = format!("the connection to {hop} broke: {}", crate::server::chain(&status));
+                let detail = format!("the connection to {hop} broke: {}", in_one_line(&status));
                 return Err(fault(HopFaultKind::Unknown, Code::Unavailable, detail));
             }
         }
@@ -281,7 +281,7 @@ impl Hops {
 
     async fn domain_link(&self, domain: &Domain) -> Result<Link, Unreached> {
         let link = self.inner.peers.connect_link(domain).await;
-        let link = link.map_err(|e| Unreached::Domain(crate::server::chain(&e)))?;
+        let link = link.map_err(|e| Unreached::Domain(in_one_line(&e)))?;
         // The pool of peers drops what breaks; whether the peer has restarted since is for the second attempt to find out.
         Ok(Link { channel: link.channel, bundle: None, proven: Arc::new(AtomicBool::new(true)) })
     }
@@ -363,7 +363,7 @@ impl Hops {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificate = PeerCertificate::of(chain).map_err(|e| fault(e.to_string()))?;
         let bundle = inner.trust.get(certificate.id().trust_domain());
-        let channel = channel_over("hop", stream).await.map_err(|e| fault(crate::server::chain(&e)))?;
+        let channel = channel_over("hop", stream).await.map_err(|e| fault(in_one_line(&e)))?;
         tracing::debug!(url, peer = %certificate.id(), "connection to a hop up");
         let channel = TokenChannel::new(channel, shown, certificate, SystemTime::now());
         Ok(Link { channel, bundle, proven: Arc::default() })

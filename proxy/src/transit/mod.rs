@@ -29,6 +29,7 @@ use carrick_identity::{
     Caller, Identity, TrustStore,
     token::{Presented, PresentedError},
 };
+use carrick_model::cause::in_one_line;
 use carrick_proto::{
     connection::{Connection, Mechanism},
     networkservice::NetworkServiceRequest,
@@ -59,7 +60,6 @@ use crate::{
     exports::now,
     monitor::Monitors,
     peers::Peers,
-    server::chain,
     tokens::{AdmitError, OwnTokens},
     wire::{self, WireFault},
 };
@@ -544,6 +544,6 @@ impl TransitError {
             },
             Self::Hop(fault) => Code::from(fault.code),
         };
-        Status::new(code, chain(self))
+        Status::new(code, in_one_line(self))
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use carrick_model::{Domain, SpiffeId, TrustDomain};
+use carrick_model::{Domain, SpiffeId, TrustDomain, cause::in_one_line};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use carrick_proxy_core::{
     selection::{
@@ -368,5 +368,5 @@ fn unfound(error: &PeerFault) -> HopFault {
         PeerFault::NoTrust { .. } | PeerFault::NotAccepted { .. } => Code::PermissionDenied,
         _ => Code::Unavailable,
     };
-    fault(code, crate::server::chain(error))
+    fault(code, in_one_line(error))
 }

@@ -1,7 +1,7 @@
 //! The proxy's connections to other domains, as the registry asks their registries over them.
 
 use carrick_identity::token::TokenPath;
-use carrick_model::Domain;
+use carrick_model::{Domain, cause::in_one_line};
 use carrick_proxy::peers::{PeerFault, Peers, RegistryObject};
 use carrick_proxy_core::Blame;
 use carrick_registry::federation::{
@@ -67,18 +67,7 @@ fn fault(domain: &Domain, error: &PeerFault) -> RemoteFault {
         Blame::Peer => RemoteBlame::Peer,
         Blame::Network => RemoteBlame::Network,
     };
-    RemoteFault { domain: domain.clone(), code, blame, detail: chain(error), hint: error.hint() }
-}
-
-/// An error and its sources in one line.
-fn chain(error: &PeerFault) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
+    RemoteFault { domain: domain.clone(), code, blame, detail: in_one_line(error), hint: error.hint() }
 }
 
 #[cfg(test)]

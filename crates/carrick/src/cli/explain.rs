@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use carrick_model::{ServiceName, Target, service::split_name};
+use carrick_model::{ServiceName, Target, cause::in_one_line, service::split_name};
 
 use crate::{
     admin::{
@@ -28,13 +28,9 @@ pub(crate) async fn run(client: &Client, name: &str, output: Output) -> anyhow::
 
 /// Checks a name and gives back its normal form; what has no `@` is a service of the daemon's own domain.
 pub(crate) fn parse_name(text: &str) -> Result<String, String> {
-    let tell = |err: &dyn std::error::Error| match err.source() {
-        Some(source) => format!("{err}: {source}"),
-        None => err.to_string(),
-    };
     match split_name(text) {
-        (_, Some(_)) => text.parse::<ServiceName>().map(|n| n.to_string()).map_err(|e| tell(&e)),
-        (target, None) => target.parse::<Target>().map(|t| t.to_string()).map_err(|e| tell(&e)),
+        (_, Some(_)) => text.parse::<ServiceName>().map(|n| n.to_string()).map_err(|e| in_one_line(&e)),
+        (target, None) => target.parse::<Target>().map(|t| t.to_string()).map_err(|e| in_one_line(&e)),
     }
 }
 

@@ -30,6 +30,7 @@ fn human(status: &Status, style: Style, now: SystemTime) -> String {
     section(&mut text, "EXPORTS", &exports(status), style);
     section(&mut text, "TUNNELS", &tunnels(status, now), style);
     section(&mut text, "PEERS", &peers(status), style);
+    section(&mut text, "WATCHED IN OTHER DOMAINS", &watches(status, now), style);
     text
 }
 
@@ -199,6 +200,28 @@ fn peers(status: &Status) -> Table {
     table
 }
 
+fn watches(status: &Status, now: SystemTime) -> Table {
+    let mut table = Table::new(&["DOMAIN", "WHAT", "QUERY", "OBJECTS>", "WATCHERS>", "NOTE"]).indent(2);
+    for watch in &status.watches {
+        let note = match (watch.stale_since, &watch.why) {
+            (Some(since), why) => {
+                let why = why.as_deref().unwrap_or_default();
+                Cell::marked(Mark::Bad, format!("stale for {}: {why}", age(since, now)))
+            }
+            (None, _) => "".into(),
+        };
+        table.row([
+            Cell::of(&watch.domain),
+            Cell::of(&watch.what),
+            Cell::maybe(Some(&watch.query).filter(|query| !query.is_empty())),
+            Cell::of(watch.objects),
+            Cell::of(watch.watchers),
+            note,
+        ]);
+    }
+    table
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::time::Duration;
@@ -206,6 +229,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::admin::api::{
         Counters, Direction, ExportRow, IdentityRow, ListenerRow, PeerRow, StoreRow, Timestamp, TunnelRow,
+        WatchRow,
     };
 
     /// The moment at which the samples are looked at.
@@ -319,6 +343,16 @@ pub(crate) mod tests {
                 stale: true,
                 why: None,
             }],
+            watches: vec![WatchRow {
+                domain: "onprem.test".parse().unwrap(),
+                what: "network service endpoint".into(),
+                query: "postgres".into(),
+                objects: 2,
+                names: vec!["postgres-1".into(), "postgres-2".into()],
+                watchers: 1,
+                stale_since: Some(ago(12)),
+                why: Some("the registry of onprem.test is silent".into()),
+            }],
             counters: Counters {
                 flows_active: 15,
                 flows_total: 1_042,
@@ -363,6 +397,10 @@ TUNNELS
 PEERS
   DOMAIN       FOUND BY  CONTROL            TUNNEL             NOTE
   onprem.test  srv       198.51.100.7:7443  198.51.100.7:7443  stale: no newer answer can be had
+
+WATCHED IN OTHER DOMAINS
+  DOMAIN       WHAT                      QUERY     OBJECTS  WATCHERS  NOTE
+  onprem.test  network service endpoint  postgres        2         1  stale for 12s: the registry of onprem.test is silent
 "
         );
     }
@@ -383,7 +421,7 @@ PEERS
     fn an_idle_daemon_shows_no_empty_tables() {
         let mut status = sample();
         (status.imports, status.exports) = (vec![], vec![]);
-        (status.tunnels, status.peers) = (vec![], vec![]);
+        (status.tunnels, status.peers, status.watches) = (vec![], vec![], vec![]);
         let text = human(&status, Style::default(), now());
         assert!(!text.contains("IMPORTS") && !text.contains("TUNNELS"), "{text}");
     }

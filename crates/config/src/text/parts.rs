@@ -1,8 +1,8 @@
 //! Texts that stand for other programs' parts: NSM's, and an etcd's.
 
-use carrick_model::HostPort;
+use carrick_model::{HostPort, cause::in_one_line};
 
-use super::{Text, Written, chain};
+use super::{Text, Written};
 
 /// A member of an etcd.
 pub(crate) struct EtcdEndpoint {
@@ -23,7 +23,7 @@ impl Written for EtcdEndpoint {
             Some(_) => return Err("write `host:port`, or a URL with `http` or `https`".to_owned()),
             None => (None, text),
         };
-        let at = rest.strip_suffix('/').unwrap_or(rest).parse().map_err(|error| chain(&error))?;
+        let at = rest.strip_suffix('/').unwrap_or(rest).parse().map_err(|error| in_one_line(&error))?;
         Ok(Self { at, https })
     }
 }
@@ -107,7 +107,7 @@ impl Written for PublicUrl {
             Some(_) => return Err("others call over TCP: write `tcp://host:port`".to_owned()),
             None => text,
         };
-        rest.parse().map(Self).map_err(|error| chain(&error))
+        rest.parse().map(Self).map_err(|error| in_one_line(&error))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use carrick_model::cause::in_one_line;
 use tonic::{Code, Status};
 
 use super::{super::StoreError, tls::TlsFault};
@@ -29,7 +30,7 @@ pub enum EtcdFault {
         why: Arc<io::Error>,
     },
     /// Our files for TLS cannot be used.
-    #[error("{member} cannot be called: {}", chain(.why))]
+    #[error("{member} cannot be called: {}", in_one_line(.why))]
     Files {
         /// The endpoint.
         member: String,
@@ -152,19 +153,4 @@ impl EtcdFault {
             _ => StoreError::Unavailable { store, reason },
         }
     }
-}
-
-/// An error with what it came from.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        // Some errors repeat what they came from.
-        let cause = source.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = source.source();
-    }
-    text
 }

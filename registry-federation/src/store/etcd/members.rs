@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use carrick_model::cause::in_one_line;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -279,8 +280,7 @@ async fn dial(address: &Address, tls: Option<&TlsFiles>) -> Result<(Channel, Cau
         }
         None => over(&endpoint, Remembering::new(tcp, cause.clone())).await,
     };
-    let broken =
-        |fault| EtcdFault::Broken { member: member(), call: "connect", detail: super::fault::chain(&fault) };
+    let broken = |fault| EtcdFault::Broken { member: member(), call: "connect", detail: in_one_line(&fault) };
     Ok((channel.map_err(broken)?, cause))
 }
 
