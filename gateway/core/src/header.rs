@@ -160,7 +160,9 @@ impl FlowHeader {
                 let text = std::str::from_utf8(value)
                     .ok()
                     .filter(|t| t.len() <= carrick_model::identity::MAX_SPIFFE_ID);
-                let id = text.and_then(|t| SpiffeId::new(t).ok()).ok_or(HeaderError::Value(kind))?;
+                // One identity has one form on the wire: a scheme in capitals is none.
+                let id = text.and_then(|t| SpiffeId::new(t).ok().filter(|id| id.to_string() == t));
+                let id = id.ok_or(HeaderError::Value(kind))?;
                 set_once(&mut self.caller, id, kind)
             }
             FIELD_TRACE => {
@@ -260,6 +262,7 @@ mod tests {
         assert_eq!(with(&[1, 0, 9, b's']), Err(HeaderError::Truncated(1)));
         assert_eq!(with(&[1, 0]), Err(HeaderError::Truncated(1)));
         assert_eq!(with(&[1, 0, 1, b's']), Err(HeaderError::Value(1)));
+        assert_eq!(with(&[[1, 0, 17].as_slice(), b"Spiffe://a.test/x"].concat()), Err(HeaderError::Value(1)));
         assert_eq!(with(&[2, 0, 1, 0]), Err(HeaderError::Value(2)));
         assert_eq!(with(&[[2, 0, 25].as_slice(), &[0; 25]].concat()), Err(HeaderError::Value(2)));
         assert_eq!(with(&[0x81, 0, 0]), Err(HeaderError::UnknownCritical(0x81)));
