@@ -9,6 +9,7 @@
 )]
 
 mod measure;
+mod registries;
 mod registry;
 mod report;
 mod subjects;
@@ -57,12 +58,16 @@ struct Args {
 enum Part {
     /// The registry: registrations, finds, watches, memory.
     Registry(registry::Registry),
+    /// The registry beside Network Service Mesh's memory registry, with one client for both; needs Go.
+    Registries(registries::Registries),
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    if let Some(Part::Registry(registry)) = &args.part {
-        return registry.run();
+    match &args.part {
+        Some(Part::Registry(registry)) => return registry.run(),
+        Some(Part::Registries(registries)) => return registries.run(),
+        None => {}
     }
     let needed = ["netns", "knotd", "kdig", "haproxy", "openssl"];
     ensure!(lab::needs(&needed), "the benchmark needs root and the programs that tests/setup.sh installs");

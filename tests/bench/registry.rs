@@ -187,14 +187,16 @@ impl Registry {
 }
 
 /// A daemon without peers, and its directory.
-struct Stage {
+pub(crate) struct Stage {
     daemon: Daemon,
-    directory: PathBuf,
-    registry: SocketAddr,
+    /// With its config, `carrick.yaml`, and its state.
+    pub(crate) directory: PathBuf,
+    /// Where it is called.
+    pub(crate) registry: SocketAddr,
 }
 
 impl Stage {
-    fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let directory = std::env::temp_dir().join(format!("carrick-bench-registry-{}", std::process::id()));
         std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
         let config = directory.join("carrick.yaml");

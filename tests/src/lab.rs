@@ -44,7 +44,7 @@ pub use self::{
     mesh::{MESH, Mesh},
     namespace::{Finished, Namespace},
     needs::needs,
-    nsm::{NSM, Workload, nsm_interop, nsm_interop_here},
+    nsm::{NSM, Workload, nsm_interop, nsm_interop_here, nsm_interop_program},
     postgres::Postgres,
     process::{Daemon, Signal},
     resources::{Usage, raise_file_limit},

@@ -112,10 +112,18 @@ func summarise(took []time.Duration, elapsed time.Duration, failed int, fault er
 	return figures{len(took), float64(len(took)) / elapsed.Seconds(), at(0.5), at(0.99), at(1), failed, said}
 }
 
-// drive makes calls with some workers until the count or the time is over. With a rate, a call's time begins when it
+// drive makes calls that need nothing done after them; see driveAnd.
+func drive(ctx context.Context, workers, count int, seconds time.Duration, rate float64, call func(worker, number int) error) figures {
+	return driveAnd(ctx, workers, count, seconds, rate, func(worker, number int) (func() error, error) {
+		return func() error { return nil }, call(worker, number)
+	})
+}
+
+// driveAnd makes calls with some workers until the count or the time is over, and after each call what belongs to it, which is
+// no part of the call's time. With a rate, a call's time begins when it
 // was due, so that a registry that stalls is charged for the calls it kept waiting; without one, every worker calls
 // again as soon as it has its answer.
-func drive(ctx context.Context, workers, count int, seconds time.Duration, rate float64, call func(worker, number int) error) figures {
+func driveAnd(ctx context.Context, workers, count int, seconds time.Duration, rate float64, call func(worker, number int) (after func() error, err error)) figures {
 	var (
 		number    atomic.Int64
 		mu        sync.Mutex
@@ -140,13 +148,17 @@ func drive(ctx context.Context, workers, count int, seconds time.Duration, rate 
 				if seconds > 0 && time.Since(start) >= seconds {
 					return
 				}
-				err := call(worker, mine)
+				after, err := call(worker, mine)
+				elapsed := time.Since(due)
+				if err == nil {
+					err = after()
+				}
 				mu.Lock()
 				if err != nil {
 					failed++
 					lastFault = err
 				} else {
-					took = append(took, time.Since(due))
+					took = append(took, elapsed)
 				}
 				mu.Unlock()
 			}

@@ -29,8 +29,41 @@ func serveRegistryCommand(ctx context.Context, args []string) error {
 	return nil
 }
 
+// loadRequestsCommand measures Requests from one domain to another: of the domains that are given, or of two that NSM's own
+// parts run in this process.
+func loadRequestsCommand(ctx context.Context, args []string) error {
+	flags := newFlags("load requests", "client", "endpoint")
+	seconds := flags.set.Duration("for", 10*time.Second, "how long to ask")
+	workers := flags.set.Int("workers", 8, "calls under way at once")
+	target, err := connectionFlags(flags, args)
+	if err != nil {
+		return err
+	}
+	if target.manager == nil {
+		if target, err = ownDomains(ctx); err != nil {
+			return err
+		}
+	}
+	measured, err := loadRequests(ctx, target, *workers, *seconds)
+	if err != nil {
+		return err
+	}
+	return reportLoad("requests", measured)
+}
+
+// reportLoad prints the figures, unless too much failed.
+func reportLoad(what string, measured figures) error {
+	if measured.Failed > measured.Calls/100 {
+		return fmt.Errorf("%d calls failed and %d did not: %s", measured.Failed, measured.Calls, measured.Fault)
+	}
+	return report(map[string]any{"load": what, "figures": measured})
+}
+
 // loadCommand measures a registry. The endpoints of `find` are those that `register` made.
 func loadCommand(ctx context.Context, what string, args []string) error {
+	if what == "requests" {
+		return loadRequestsCommand(ctx, args)
+	}
 	flags := newFlags("load", "caller")
 	at := flags.set.String("registry", "", "tcp://HOST:PORT of the registry")
 	count := flags.set.Int("endpoints", 10_000, "endpoints: to register, or to find among")
@@ -71,10 +104,7 @@ func loadCommand(ctx context.Context, what string, args []string) error {
 			return err
 		}
 	default:
-		return fmt.Errorf("%q is no load: register, find, watch", what)
+		return fmt.Errorf("%q is no load: register, find, watch, requests", what)
 	}
-	if measured.Failed > measured.Calls/100 {
-		return fmt.Errorf("%d calls failed and %d did not: %s", measured.Failed, measured.Calls, measured.Fault)
-	}
-	return report(map[string]any{"load": what, "figures": measured})
+	return reportLoad(what, measured)
 }

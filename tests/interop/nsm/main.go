@@ -6,8 +6,8 @@
 //	nsm-interop connection CASE|all FLAGS   a case against a way from one domain to another
 //	nsm-interop find FLAGS                  what a registry has of a service
 //	nsm-interop serve-registry FLAGS        NSM's memory registry, to compare with
-//	nsm-interop load register|find|watch FLAGS
-//	                                        the figures of a registry
+//	nsm-interop load register|find|watch|requests FLAGS
+//	                                        the figures of a registry, or of a way from one domain to another
 package main
 
 import (
@@ -172,33 +172,42 @@ func registryCommand(ctx context.Context, chosen string, args []string) error {
 }
 
 func connectionCommand(ctx context.Context, chosen string, args []string) error {
-	flags := newFlags("connection", "client", "endpoint")
+	target, err := connectionFlags(newFlags("connection", "client", "endpoint"), args)
+	if err != nil {
+		return err
+	}
+	if target.manager == nil {
+		return errors.New("-manager tcp://HOST:PORT is missing")
+	}
+	if _, known := connectionCases[chosen]; !known && chosen != "all" {
+		return fmt.Errorf("%q is no case: %s", chosen, strings.Join(sorted(connectionCases), ", "))
+	}
+	return runAll(ctx, chosen, connectionCases, target)
+}
+
+// connectionFlags read a way from one domain to another; without -manager it is empty.
+func connectionFlags(flags *identityFlags, args []string) (*connectionTarget, error) {
 	manager := flags.set.String("manager", "", "tcp://HOST:PORT that the client asks")
 	registryAt := flags.set.String("registry", "", "tcp://HOST:PORT where the endpoint registers")
 	target := &connectionTarget{}
 	flags.set.StringVar(&target.domain, "domain", "", "the endpoint's domain")
 	flags.set.IntVar(&target.segments, "segments", 0, "processes from client to endpoint, both counted")
 	flags.set.StringVar(&target.host, "endpoint-host", loopback, "address on which endpoints listen")
-	if err := flags.set.Parse(args); err != nil {
-		return err
+	if err := flags.set.Parse(args); err != nil || *manager == "" {
+		return target, err
 	}
 	var err error
 	if target.manager, err = parseURL("manager", *manager); err != nil {
-		return err
+		return nil, err
 	}
 	if target.registry, err = parseURL("registry", *registryAt); err != nil {
-		return err
+		return nil, err
 	}
 	if target.client, err = flags.identity("client"); err != nil {
-		return err
+		return nil, err
 	}
-	if target.endpoint, err = flags.identity("endpoint"); err != nil {
-		return err
-	}
-	if _, known := connectionCases[chosen]; !known && chosen != "all" {
-		return fmt.Errorf("%q is no case: %s", chosen, strings.Join(sorted(connectionCases), ", "))
-	}
-	return runAll(ctx, chosen, connectionCases, target)
+	target.endpoint, err = flags.identity("endpoint")
+	return target, err
 }
 
 func findCommand(ctx context.Context, args []string) error {

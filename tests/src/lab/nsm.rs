@@ -59,13 +59,13 @@ impl Workload {
 /// Runs `nsm-interop` in a namespace and returns its lines of JSON. Panics with what it complains when a case fails.
 #[track_caller]
 pub fn nsm_interop(ns: &Namespace, args: &[&str]) -> Vec<Value> {
-    lines(&ns.run_for(CASE, program().to_str().unwrap(), args).ok())
+    lines(&ns.run_for(CASE, nsm_interop_program().to_str().unwrap(), args).ok())
 }
 
 /// Runs `nsm-interop` where this process is.
 #[track_caller]
 pub fn nsm_interop_here(args: &[&str]) -> Vec<Value> {
-    lines(&Finished::of(Command::new(program()).args(args)).ok())
+    lines(&Finished::of(Command::new(nsm_interop_program()).args(args)).ok())
 }
 
 fn lines(stdout: &str) -> Vec<Value> {
@@ -73,11 +73,13 @@ fn lines(stdout: &str) -> Vec<Value> {
 }
 
 /// The program, built from this tree. Go fetches the modules that its cache lacks; `go.sum` says what they must be.
-fn program() -> &'static Path {
+pub fn nsm_interop_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let target = std::env::current_exe().unwrap();
-        let target = target.ancestors().find(|dir| dir.ends_with("deps")).unwrap().parent().unwrap();
+        let this = std::env::current_exe().unwrap();
+        // A test is in `deps`, a program beside it.
+        let target = this.parent().unwrap();
+        let target = if target.ends_with("deps") { target.parent().unwrap() } else { target };
         let program = target.join("nsm-interop");
         let mut go = Command::new("go");
         go.args(["build", "-mod=readonly", "-o"]).arg(&program).arg(".");
