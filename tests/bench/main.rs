@@ -12,6 +12,7 @@ mod measure;
 mod registries;
 mod registry;
 mod report;
+mod requests;
 mod subjects;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -60,6 +61,8 @@ enum Part {
     Registry(registry::Registry),
     /// The registry beside Network Service Mesh's memory registry, with one client for both; needs Go.
     Registries(registries::Registries),
+    /// Requests through two domains, beside Network Service Mesh's own chain of parts; needs Go.
+    Requests(requests::Requests),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<()> {
     match &args.part {
         Some(Part::Registry(registry)) => return registry.run(),
         Some(Part::Registries(registries)) => return registries.run(),
+        Some(Part::Requests(requests)) => return requests.run(),
         None => {}
     }
     let needed = ["netns", "knotd", "kdig", "haproxy", "openssl"];

@@ -17,7 +17,7 @@ use carrick_tests::lab::{Daemon, Signal, binary, nsm_interop_here, nsm_interop_p
 use clap::Parser;
 use serde_json::{Value, json};
 
-use crate::registry;
+use crate::{registry, report::median};
 
 /// The registry of a daemon beside NSM's memory registry.
 #[derive(Parser)]
@@ -145,12 +145,6 @@ impl Nsm {
         let url = said["url"].as_str().context("NSM's registry does not say where it listens")?.to_owned();
         Ok(Self { url, _serves: serves })
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// SVIDs of the daemon's own CA, in the form that the Go program reads.

@@ -25,6 +25,8 @@ use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::report::median;
+
 /// Calls under way at a time while rates are measured: a few dozen managers of hosts.
 const IN_FLIGHT: usize = 64;
 /// Callers, each with a connection: as many as it takes for 1,000,000 registrations at 100,000 from each.
@@ -40,7 +42,7 @@ pub(crate) struct Registry {
     /// Endpoints that are registered.
     #[arg(long, default_value_t = 100_000)]
     endpoints: usize,
-    /// Finds by name in a second.
+    /// Finds by name in a second, while their times are measured.
     #[arg(long, default_value_t = 2_000)]
     finds: u32,
     /// Watchers that a change has to reach.
@@ -49,77 +51,118 @@ pub(crate) struct Registry {
     /// Seconds of one measurement.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// Rounds, each with a new daemon; medians are reported.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// A figure of one round: its row, its unit, its value.
+type Figure = (&'static str, &'static str, f64);
+
 impl Registry {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         ensure!(
-            self.endpoints >= PER_SERVICE && self.finds > 0 && self.watchers > 0,
+            self.endpoints >= PER_SERVICE && self.finds > 0 && self.watchers > 0 && self.rounds > 0,
             "there is nothing to measure"
         );
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(self.measure())
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let mut rounds: Vec<Vec<Figure>> = Vec::new();
+        for _ in 0..self.rounds {
+            rounds.push(runtime.block_on(self.measure())?);
+        }
+        self.print(&rounds);
+        Ok(())
     }
 
-    async fn measure(&self) -> anyhow::Result<()> {
+    fn print(&self, rounds: &[Vec<Figure>]) {
+        // Every round has the same rows.
+        let rows = rounds.iter().take(1).flatten().enumerate().map(|(row, (name, unit, _))| {
+            let values: Vec<f64> = rounds.iter().map(|figures| figures[row].2).collect();
+            (format!("{name}, {unit}"), median(&values))
+        });
+        if self.json {
+            let all: serde_json::Map<_, _> = rows.map(|(name, value)| (name, json!(value))).collect();
+            println!("{:#}", serde_json::Value::Object(all));
+            return;
+        }
+        let (endpoints, finds, watchers) = (self.endpoints, self.finds, self.watchers);
+        println!(
+            "{endpoints} endpoints, {finds} finds/s, {watchers} watchers, medians of {} rounds",
+            self.rounds
+        );
+        for (name, value) in rows {
+            let digits = if value < 100.0 { 3 } else { 0 };
+            println!("  {name:<34} {value:>12.digits$}");
+        }
+    }
+
+    async fn measure(&self) -> anyhow::Result<Vec<Figure>> {
         let stage = Stage::start()?;
         let empty = stage.daemon.usage().rss;
         let callers = stage.callers().await?;
 
         let began = Instant::now();
-        fill(&callers, 0..self.endpoints).await?;
+        fill(&callers, 0..self.endpoints).await.context("registering")?;
         let rate = self.endpoints as f64 / began.elapsed().as_secs_f64();
-        let memory = stage.daemon.usage().rss.saturating_sub(empty) / self.endpoints as u64;
-        let renewals = self.renew(&callers).await?;
+        let full = stage.daemon.usage().rss;
+        let renewals = self.renew(&callers).await.context("renewing")?;
         // Leases last a minute; what lapsed while a large registry was filled is registered again.
-        fill(&callers, 0..self.endpoints.min(100_000)).await?;
-        let finds = self.find(&callers).await?;
-        let spread = self.spread(&stage, &callers[0]).await?;
+        fill(&callers, 0..self.known()).await.context("registering again")?;
+        let found = self.find_all(&callers).await.context("finding")?;
+        let paced = self.find(&callers).await.context("finding at a rate")?;
+        let spread = self.spread(&stage, &callers[0]).await.context("watching")?;
+        Ok(vec![
+            ("register, new", "/s", rate),
+            ("register, renewal", "/s", renewals),
+            ("whole daemon", "MiB", full as f64 / f64::from(1 << 20)),
+            ("memory of an endpoint", "octets", full.saturating_sub(empty) as f64 / self.endpoints as f64),
+            ("find by name", "/s", found),
+            ("find by name at a rate, p50", "ms", ms(paced.0)),
+            ("find by name at a rate, p99", "ms", ms(paced.1)),
+            ("change to all watchers, p50", "ms", ms(spread.0)),
+            ("change to all watchers, p99", "ms", ms(spread.1)),
+        ])
+    }
 
-        let figures = [
-            ("register, new", format!("{rate:.0} /s"), json!(rate)),
-            ("register, renewal", format!("{renewals:.0} /s"), json!(renewals)),
-            ("memory of an endpoint", format!("{memory} octets"), json!(memory)),
-            ("find by name, p50", show(finds.0), json!(finds.0.as_secs_f64())),
-            ("find by name, p99", show(finds.1), json!(finds.1.as_secs_f64())),
-            ("change to all watchers, p50", show(spread.0), json!(spread.0.as_secs_f64())),
-            ("change to all watchers, p99", show(spread.1), json!(spread.1.as_secs_f64())),
-        ];
-        if self.json {
-            let object: serde_json::Map<_, _> =
-                figures.into_iter().map(|(name, _, value)| (name.to_owned(), value)).collect();
-            println!("{:#}", serde_json::Value::Object(object));
-        } else {
-            let (endpoints, finds, watchers) = (self.endpoints, self.finds, self.watchers);
-            println!("{endpoints} endpoints, {finds} finds/s, {watchers} watchers");
-            for (name, shown, _) in figures {
-                println!("  {name:<28} {shown:>14}");
-            }
-        }
-        Ok(())
+    /// Endpoints that are found: as many as can be registered well within a lease.
+    fn known(&self) -> usize {
+        self.endpoints.min(100_000)
     }
 
     /// Renewals per second.
     async fn renew(&self, callers: &[Workload]) -> anyhow::Result<f64> {
-        let (began, done) = (Instant::now(), AtomicUsize::new(0));
+        self.saturate(async |n| {
+            let n = n % self.endpoints;
+            callers[n % callers.len()].register(endpoint(n)).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Finds by name per second.
+    async fn find_all(&self, callers: &[Workload]) -> anyhow::Result<f64> {
+        self.saturate(async |n| {
+            find_one(&callers[n % callers.len()], n.wrapping_mul(7919) % self.known()).await
+        })
+        .await
+    }
+
+    /// Calls per second, when each client calls again as soon as it has its answer.
+    async fn saturate(&self, call: impl AsyncFn(usize) -> anyhow::Result<()>) -> anyhow::Result<f64> {
+        let (began, next, done) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
         let end = began + Duration::from_secs_f64(self.seconds);
-        let clients = (0..IN_FLIGHT).map(|client| {
-            let done = &done;
-            async move {
-                for n in (client..self.endpoints).step_by(IN_FLIGHT).cycle() {
-                    if Instant::now() >= end {
-                        break;
-                    }
-                    callers[n % callers.len()].register(endpoint(n)).await?;
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-                anyhow::Ok(())
+        let clients = (0..IN_FLIGHT).map(async |_| {
+            while Instant::now() < end {
+                call(next.fetch_add(1, Ordering::Relaxed)).await?;
+                done.fetch_add(1, Ordering::Relaxed);
             }
+            anyhow::Ok(())
         });
         futures::future::try_join_all(clients).await?;
-        Ok(done.into_inner() as f64 / began.elapsed().as_secs_f64())
+        Ok(done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
     }
 
     /// Median and 99th percentile of finds by name, sent at a fixed rate whatever the answers take.
@@ -127,7 +170,6 @@ impl Registry {
         let count = (f64::from(self.finds) * self.seconds) as usize;
         let began = Instant::now() + Duration::from_millis(50);
         let pace = Duration::from_secs(1) / self.finds;
-        let known = self.endpoints.min(100_000);
         let calls = stream::iter(0..count).map(|n| {
             let caller = &callers[n % callers.len()];
             async move {
@@ -135,9 +177,7 @@ impl Registry {
                 tokio::time::sleep_until(due.into()).await;
                 // A timer of tokio fires up to a millisecond late, which is not the registry's time.
                 let sent = Instant::now();
-                let name = format!("endpoint-{}", n.wrapping_mul(7919) % known);
-                let found = caller.find(NetworkServiceEndpoint { name, ..Default::default() }).await?;
-                ensure!(found.len() == 1, "{} endpoints of one name", found.len());
+                find_one(caller, n.wrapping_mul(7919) % self.known()).await?;
                 Ok(sent.elapsed())
             }
         });
@@ -147,6 +187,14 @@ impl Registry {
 
     /// Median and 99th percentile of the time from a registration's call to what a watcher is told, over all watchers.
     async fn spread(&self, stage: &Stage, caller: &Workload) -> anyhow::Result<(Duration, Duration)> {
+        let change = |round: usize| NetworkServiceEndpoint {
+            name: "the-watched-one".into(),
+            network_service_names: vec!["watched".into()],
+            url: format!("tcp://10.0.0.1:{round}"),
+            ..Default::default()
+        };
+        // NSM's registry answers a watch with its first endpoint, not before there is one.
+        caller.register(change(0)).await?;
         let (told, mut news) = mpsc::channel(self.watchers);
         let query =
             NetworkServiceEndpoint { network_service_names: vec!["watched".into()], ..Default::default() };
@@ -159,8 +207,9 @@ impl Registry {
             let told = told.clone();
             let mut answers = client.watch(query.clone()).await?;
             watching.spawn(async move {
-                while let Ok(Some(_)) = answers.message().await {
-                    if told.send(Instant::now()).await.is_err() {
+                while let Ok(Some(answer)) = answers.message().await {
+                    let url = answer.network_service_endpoint.map(|found| found.url);
+                    if told.send((Instant::now(), url)).await.is_err() {
                         break;
                     }
                 }
@@ -168,17 +217,21 @@ impl Registry {
         }
         let rounds = (self.seconds * 4.0).ceil() as usize;
         let mut times = Vec::with_capacity(rounds * self.watchers);
-        for _ in 0..rounds {
-            let mut changed = endpoint(0);
-            changed.name = "the-watched-one".into();
-            changed.network_service_names = vec!["watched".into()];
-            let began = Instant::now();
+        for round in 1..=rounds {
+            let (changed, began) = (change(round), Instant::now());
+            let url = changed.url.clone();
             caller.register(changed).await?;
-            for _ in 0..self.watchers {
-                let at = tokio::time::timeout(Duration::from_secs(30), news.recv())
-                    .await?
+            // What else they are told is the state that they began with.
+            let mut waiting = self.watchers;
+            while waiting > 0 {
+                let (at, said) = tokio::time::timeout(Duration::from_secs(30), news.recv())
+                    .await
+                    .with_context(|| format!("{waiting} watchers are not told"))?
                     .context("a watch ended")?;
-                times.push(at - began);
+                if said.as_ref() == Some(&url) {
+                    times.push(at - began);
+                    waiting -= 1;
+                }
             }
         }
         watching.shutdown().await;
@@ -251,6 +304,13 @@ async fn fill(callers: &[Workload], range: std::ops::Range<usize>) -> anyhow::Re
     Ok(())
 }
 
+async fn find_one(caller: &Workload, n: usize) -> anyhow::Result<()> {
+    let query = NetworkServiceEndpoint { name: format!("endpoint-{n}"), ..Default::default() };
+    let found = caller.find(query).await?;
+    ensure!(found.len() == 1, "{} endpoints are called endpoint-{n}", found.len());
+    Ok(())
+}
+
 /// As NSM registers them: a service, some labels, the manager's URL.
 fn endpoint(n: usize) -> NetworkServiceEndpoint {
     let service = format!("service-{}", n / PER_SERVICE);
@@ -272,6 +332,6 @@ fn quantiles(mut times: Vec<Duration>) -> anyhow::Result<(Duration, Duration)> {
     Ok((at(0.5), at(0.99)))
 }
 
-fn show(time: Duration) -> String {
-    format!("{:.3} ms", time.as_secs_f64() * 1e3)
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }

@@ -9,7 +9,7 @@ use std::{
 
 use carrick_identity::{
     EmbeddedCa, Identity, TrustStore, client_config,
-    token::{EXPIRES_KEY, MAX_LIFETIME, TOKEN_KEY, Token, format_expires},
+    token::{EXPIRES_KEY, MAX_LIFETIME, PATH_KEY, TOKEN_KEY, Token, TokenPath, format_expires},
 };
 use carrick_model::{SpiffeId, TrustDomain};
 use carrick_proto::registry::{
@@ -82,18 +82,24 @@ impl Workload {
         request
     }
 
+    /// The same with the path of a first hop, which NSM's registry wants of whoever registers.
+    fn first_call<T>(&self, message: T) -> Request<T> {
+        let mut request = self.call(message);
+        request.set_timeout(PATIENCE);
+        if let Ok(path) = TokenPath::default().to_header().parse() {
+            request.metadata_mut().insert(PATH_KEY, path);
+        }
+        request
+    }
+
     /// Registers an endpoint.
     pub async fn register(&self, endpoint: NetworkServiceEndpoint) -> Result<NetworkServiceEndpoint, Status> {
-        let mut call = self.call(endpoint);
-        call.set_timeout(PATIENCE);
-        Ok(Endpoints::new(self.channel.clone()).register(call).await?.into_inner())
+        Ok(Endpoints::new(self.channel.clone()).register(self.first_call(endpoint)).await?.into_inner())
     }
 
     /// Registers a service.
     pub async fn register_service(&self, service: NetworkService) -> Result<NetworkService, Status> {
-        let mut call = self.call(service);
-        call.set_timeout(PATIENCE);
-        Ok(Services::new(self.channel.clone()).register(call).await?.into_inner())
+        Ok(Services::new(self.channel.clone()).register(self.first_call(service)).await?.into_inner())
     }
 
     /// The endpoints that match.
