@@ -30,6 +30,8 @@ pub(crate) struct Chain {
     /// When the first of the tokens ends that the caller and we made for this call.
     pub(crate) ends: SystemTime,
     path: TokenPath,
+    /// Whose each token of the path is, up to ours.
+    subjects: Vec<String>,
     callers_index: u32,
     own: SpiffeId,
 }
@@ -73,10 +75,10 @@ impl Chain {
         let Token { jwt, expires } = caller.mint_token(identity, MAX_LIFETIME, now)?;
         let callers_index = path.advance(&presented.jwt, &jwt)?;
         let index = usize::try_from(path.index()).unwrap_or(usize::MAX);
-        policy::on_request(path.left(), index, caller.certificate(), now)?;
-        let registrant = path.left().first().and_then(|first| token::decode(first).ok());
-        let origin =
-            registrant.and_then(|claims| SpiffeId::new(&claims.sub).ok()).ok_or(ChainError::NoRegistrant)?;
+        let claims = policy::on_request(path.left(), index, caller.certificate(), now)?;
+        let subjects: Vec<String> = claims.into_iter().map(|claims| claims.sub).collect();
+        let registrant = subjects.first().and_then(|first| SpiffeId::new(first).ok());
+        let origin = registrant.ok_or(ChainError::NoRegistrant)?;
         let own = identity.id();
         let caller = caller.id().clone();
         let admin = caller == own;
@@ -84,16 +86,14 @@ impl Chain {
         if ends <= now {
             return Err(ChainError::Ended);
         }
-        Ok(Self { claimant: Claimant { caller, origin, admin }, ends, path, callers_index, own })
+        Ok(Self { claimant: Claimant { caller, origin, admin }, ends, path, subjects, callers_index, own })
     }
 
     /// Writes into the `path_ids` of an object who passed it on: the registrant first.
     pub(crate) fn sign(&self, path_ids: &mut Vec<String>) {
         let (caller, own) = (self.claimant.caller.to_string(), self.own.to_string());
         // A hop that did not write them leaves them to us: each is the subject of the token at its place.
-        for token in self.path.left().iter().skip(path_ids.len()) {
-            path_ids.push(token::decode(token).map(|claims| claims.sub).unwrap_or_default());
-        }
+        path_ids.extend(self.subjects.iter().skip(path_ids.len()).cloned());
         token::update_path_ids(path_ids, self.path.index(), &caller, &own);
         // Later registries compare the first one with the first token.
         if let Some(first) = path_ids.first_mut() {

@@ -3,18 +3,25 @@
 use std::time::SystemTime;
 
 use carrick_model::SpiffeId;
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use crate::peer::{PeerError, leaf_id, wall_of_asn1};
+use crate::{
+    peer::{PeerError, leaf_id, wall_of_asn1},
+    token::{self, Claims, TokenError, VerifyingKey},
+};
 
 /// The leaf of a peer's chain after a TLS handshake: whose it is, until when, and the key that the peer's tokens are
 /// verified with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct PeerCertificate {
     id: SpiffeId,
     not_after: SystemTime,
     der: CertificateDer<'static>,
+    key: Option<VerifyingKey>,
+    /// The token that was verified last: many clients send the same one until it nears its end.
+    verified: Mutex<Option<(String, Claims)>>,
 }
 
 impl PeerCertificate {
@@ -25,7 +32,20 @@ impl PeerCertificate {
         let id = leaf_id(leaf)?;
         let (_, cert) = X509Certificate::from_der(leaf).map_err(|_| PeerError::Malformed)?;
         let not_after = wall_of_asn1(cert.validity().not_after);
-        Ok(Self { id, not_after, der: leaf.clone().into_owned() })
+        let key = VerifyingKey::of(&cert);
+        Ok(Self { id, not_after, key, der: leaf.clone().into_owned(), verified: Mutex::default() })
+    }
+
+    /// Whether the peer's key signed `jwt`; then what it says.
+    pub(crate) fn verify(&self, jwt: &str) -> Result<Claims, TokenError> {
+        let known =
+            self.verified.lock().as_ref().filter(|(last, _)| last == jwt).map(|(_, claims)| claims.clone());
+        if let Some(claims) = known {
+            return Ok(claims);
+        }
+        let claims = token::verify_by(jwt, self.key.as_ref())?;
+        *self.verified.lock() = Some((jwt.to_owned(), claims.clone()));
+        Ok(claims)
     }
 
     /// Who the peer is.

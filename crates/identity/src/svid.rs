@@ -108,9 +108,13 @@ impl Svid {
         now: SystemTime,
     ) -> Result<Token, TokenError> {
         let key = self.signer.as_ref().ok_or_else(|| TokenError::KeyKind(self.id.clone()))?;
+        token::mint(key, &self.id, audience, self.token_end(max_lifetime, now))
+    }
+
+    /// When a token ends that is minted at `now`.
+    pub(crate) fn token_end(&self, max_lifetime: Duration, now: SystemTime) -> SystemTime {
         let max_lifetime = max_lifetime.min(self.token_lifetime);
-        let expires = now.checked_add(max_lifetime).map_or(self.not_after, |end| end.min(self.not_after));
-        token::mint(key, &self.id, audience, expires)
+        now.checked_add(max_lifetime).map_or(self.not_after, |end| end.min(self.not_after))
     }
 
     /// The private key (PKCS #8), Its `Debug` elides it.

@@ -116,7 +116,7 @@ pub(crate) fn mint(
     aud: &SpiffeId,
     expires: SystemTime,
 ) -> Result<Token, TokenError> {
-    let exp = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let exp = exp_of(expires);
     let claims = json!({"sub": sub.to_string(), "aud": [aud.to_string()], "exp": exp}).to_string();
     let mut jwt = format!("{HEADER}.{}", BASE64.encode(claims));
     let failed = |_| TokenError::Sign(sub.clone());
@@ -124,6 +124,11 @@ pub(crate) fn mint(
     jwt.push('.');
     BASE64.encode_string(signature.as_ref(), &mut jwt);
     Ok(Token { jwt, expires })
+}
+
+/// The `exp` of a token that ends then.
+pub(crate) fn exp_of(expires: SystemTime) -> u64 {
+    expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Reads a token **without** looking at its signature: what it says is what its sender wrote.
@@ -135,27 +140,41 @@ pub fn decode(jwt: &str) -> Result<Claims, TokenError> {
 
 /// Whether `jwt` was signed with ES256 by the key of `leaf`; then what it says.
 pub fn verify(jwt: &str, leaf: &CertificateDer<'_>) -> Result<Claims, TokenError> {
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|_| TokenError::CertificateKey)?;
+    verify_by(jwt, VerifyingKey::of(&cert).as_ref())
+}
+
+/// The same by a key that was read before.
+pub(crate) fn verify_by(jwt: &str, key: Option<&VerifyingKey>) -> Result<Claims, TokenError> {
     let parts = Parts::of(jwt)?;
     if parts.header()?.get("alg").and_then(Value::as_str) != Some("ES256") {
         return Err(TokenError::Algorithm);
     }
     let claims = parts.claims()?;
-    let (_, cert) = X509Certificate::from_der(leaf).map_err(|_| TokenError::CertificateKey)?;
-    let spki = cert.public_key();
-    let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
-    let (Some(curve), Ok(PublicKey::EC(point))) = (curve, spki.parsed()) else {
-        return Err(TokenError::CertificateKey);
-    };
-    if curve != OID_EC_P256 {
-        return Err(TokenError::CertificateKey);
-    }
+    let key = key.ok_or(TokenError::CertificateKey)?;
     if parts.signature.len() != SIGNATURE {
         return Err(TokenError::Signature);
     }
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point.data())
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &key.0)
         .verify(parts.signed.as_bytes(), &parts.signature)
         .map_err(|_| TokenError::Signature)?;
     Ok(claims)
+}
+
+/// The P-256 key of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VerifyingKey(Vec<u8>);
+
+impl VerifyingKey {
+    /// Nothing where the key is of another kind.
+    pub(crate) fn of(cert: &X509Certificate<'_>) -> Option<Self> {
+        let spki = cert.public_key();
+        let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok())?;
+        match spki.parsed() {
+            Ok(PublicKey::EC(point)) if curve == OID_EC_P256 => Some(Self(point.data().to_vec())),
+            _ => None,
+        }
+    }
 }
 
 /// The three parts of a JWS in compact form (RFC 7515 section 7.1).

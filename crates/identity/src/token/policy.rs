@@ -114,14 +114,33 @@ pub enum Reason {
 
 /// Every token decodes as a JWT.
 pub fn tokens_valid<T: AsRef<str>>(tokens: &[T]) -> Result<(), Denial> {
-    let all = tokens.iter().enumerate();
-    all.into_iter().try_for_each(|(segment, _)| claims(Policy::TokensValid, tokens, segment).map(drop))
+    read(Policy::TokensValid, tokens).map(drop)
 }
 
 /// The `exp` of every token is in the future.
 pub fn tokens_expired<T: AsRef<str>>(tokens: &[T], now: SystemTime) -> Result<(), Denial> {
-    for segment in 0..tokens.len() {
-        let Some(exp) = claims(Policy::TokensExpired, tokens, segment)?.exp else {
+    expired(&read(Policy::TokensExpired, tokens)?, now)
+}
+
+/// The `aud` of each token holds the `sub` of the next one. Fewer than two tokens are chained.
+pub fn tokens_chained<T: AsRef<str>>(tokens: &[T]) -> Result<(), Denial> {
+    if tokens.len() < 2 {
+        return Ok(());
+    }
+    chained(&read(Policy::TokensChained, tokens)?)
+}
+
+/// What each token says, on the word of `policy` when one says nothing.
+fn read<T: AsRef<str>>(policy: Policy, tokens: &[T]) -> Result<Vec<Claims>, Denial> {
+    let read = |(segment, token): (usize, &T)| {
+        token::decode(token.as_ref()).map_err(|fault| policy.denies(Reason::Token { segment, fault }))
+    };
+    tokens.iter().enumerate().map(read).collect()
+}
+
+fn expired(all: &[Claims], now: SystemTime) -> Result<(), Denial> {
+    for (segment, claims) in all.iter().enumerate() {
+        let Some(exp) = claims.exp else {
             return Err(Policy::TokensExpired.denies(Reason::NoExpiry { segment }));
         };
         if let Ok(ago) = now.duration_since(exp) {
@@ -131,19 +150,13 @@ pub fn tokens_expired<T: AsRef<str>>(tokens: &[T], now: SystemTime) -> Result<()
     Ok(())
 }
 
-/// The `aud` of each token holds the `sub` of the next one. Fewer than two tokens are chained.
-pub fn tokens_chained<T: AsRef<str>>(tokens: &[T]) -> Result<(), Denial> {
-    if tokens.len() < 2 {
-        return Ok(());
-    }
-    let mut before = claims(Policy::TokensChained, tokens, 0)?;
-    for segment in 1..tokens.len() {
-        let this = claims(Policy::TokensChained, tokens, segment)?;
+fn chained(all: &[Claims]) -> Result<(), Denial> {
+    for (segment, pair) in all.windows(2).enumerate() {
+        let [before, this] = pair else { continue };
         if this.sub.is_empty() || !before.aud.contains(&this.sub) {
-            let reason = Reason::Unchained { segment: segment - 1, next: shorten(&this.sub) };
+            let reason = Reason::Unchained { segment, next: shorten(&this.sub) };
             return Err(Policy::TokensChained.denies(reason));
         }
-        before = this;
     }
     Ok(())
 }
@@ -179,16 +192,18 @@ pub fn client_allowed(name: &str, registered: Option<&[String]>, registrant: &st
     }
 }
 
-/// What a server checks of the left part of a path: `tokens` from the client's to its own at `index`, the last.
+/// What a server checks of the left part of a path: `tokens` from the client's to its own at `index`, the last. Tells what
+/// each of them says.
 pub fn on_request<T: AsRef<str>>(
     tokens: &[T],
     index: usize,
     caller: Option<&PeerCertificate>,
     now: SystemTime,
-) -> Result<(), Denial> {
-    common(tokens, now)?;
+) -> Result<Vec<Claims>, Denial> {
+    let all = common(tokens, now)?;
     let claims = signed(Policy::PrevTokenSigned, tokens, index.checked_sub(1), caller)?;
-    subject(index.saturating_sub(1), &claims, caller)
+    subject(index.saturating_sub(1), &claims, caller)?;
+    Ok(all)
 }
 
 /// What a client checks of the path of an answer, itself at `index`.
@@ -203,15 +218,11 @@ pub fn on_answer<T: AsRef<str>>(
     subject(index.saturating_add(1), &claims, answerer)
 }
 
-fn common<T: AsRef<str>>(tokens: &[T], now: SystemTime) -> Result<(), Denial> {
-    tokens_valid(tokens)?;
-    tokens_expired(tokens, now)?;
-    tokens_chained(tokens)
-}
-
-fn claims<T: AsRef<str>>(policy: Policy, tokens: &[T], segment: usize) -> Result<Claims, Denial> {
-    let token = tokens.get(segment).ok_or_else(|| policy.denies(Reason::NoSegment))?;
-    token::decode(token.as_ref()).map_err(|fault| policy.denies(Reason::Token { segment, fault }))
+fn common<T: AsRef<str>>(tokens: &[T], now: SystemTime) -> Result<Vec<Claims>, Denial> {
+    let all = read(Policy::TokensValid, tokens)?;
+    expired(&all, now)?;
+    chained(&all)?;
+    Ok(all)
 }
 
 fn signed<T: AsRef<str>>(
@@ -223,8 +234,7 @@ fn signed<T: AsRef<str>>(
     let at = segment.and_then(|segment| Some((segment, tokens.get(segment)?)));
     let (segment, token) = at.ok_or_else(|| policy.denies(Reason::NoSegment))?;
     let certificate = neighbour.ok_or_else(|| policy.denies(Reason::NoCertificate))?;
-    token::verify(token.as_ref(), certificate.der())
-        .map_err(|fault| policy.denies(Reason::Token { segment, fault }))
+    certificate.verify(token.as_ref()).map_err(|fault| policy.denies(Reason::Token { segment, fault }))
 }
 
 /// NSM takes a token that its sender signed under any name; whoever reads that name later would take it for proven.

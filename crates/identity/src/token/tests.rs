@@ -118,7 +118,7 @@ fn what_a_token_does_not_say_is_nothing() {
     assert_eq!((said.aud.len(), said.exp), (0, Some(SystemTime::UNIX_EPOCH)), "one text is no array");
 }
 
-fn denied(result: Result<(), policy::Denial>, policy: Policy) -> String {
+fn denied<T: std::fmt::Debug>(result: Result<T, policy::Denial>, policy: Policy) -> String {
     let denial = result.expect_err("a denial");
     assert_eq!(denial.policy, policy, "{denial}");
     let text = denial.to_string();
@@ -136,6 +136,45 @@ fn a_chain_of_fresh_tokens_passes_on_both_sides() {
     policy::on_request(to_c, 2, Some(&certificate(&b)), mesh.now).unwrap();
     policy::on_answer(&path, 0, Some(&certificate(&b)), mesh.now).unwrap();
     policy::on_answer(&path, 1, Some(&certificate(&c)), mesh.now).unwrap();
+}
+
+#[test]
+fn a_certificate_that_remembers_a_token_believes_no_other() {
+    let mesh = Mesh::new();
+    let (a, evil) = (mesh.svid("a"), mesh.svid("evil"));
+    let leaf = certificate(&a);
+    let good = mesh.token(&a, "b");
+    for _ in 0..2 {
+        assert_eq!(leaf.verify(&good).unwrap().sub, "spiffe://a.test/a");
+        assert_eq!(leaf.verify(&mesh.token(&evil, "b")), Err(TokenError::Signature));
+        let (body, signature) = good.rsplit_once('.').unwrap();
+        let other = format!("{}.{signature}", &body[..body.len() - 2]);
+        assert!(leaf.verify(&other).is_err(), "the signature of another token");
+    }
+    assert_eq!(certificate(&evil).verify(&good), Err(TokenError::Signature), "another certificate");
+}
+
+#[test]
+fn tokens_of_one_second_are_signed_once() {
+    let mesh = Mesh::new();
+    let of_a = certificate(&mesh.svid("a"));
+    let own = Identity::embedded(mesh.ca, id("own"), Duration::from_secs(3_600), mesh.now).unwrap();
+    let caller = Caller::new(of_a, own.current());
+    let whole = SystemTime::UNIX_EPOCH
+        + Duration::from_secs(mesh.now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + 1);
+    let mint =
+        |after| caller.clone().mint_token(&own, MAX_LIFETIME, whole + Duration::from_millis(after)).unwrap();
+    let (first, same, next) = (mint(0), mint(999), mint(1000));
+    assert_eq!(first.jwt, same.jwt);
+    assert!(same.expires > first.expires, "what is told beside it is exact");
+    assert_ne!(first.jwt, next.jwt);
+    for token in [&first, &next] {
+        let claims = verify(&token.jwt, &own.current().chain()[0]).unwrap();
+        assert_eq!(
+            (claims.sub.as_str(), claims.aud),
+            ("spiffe://a.test/own", vec!["spiffe://a.test/a".to_owned()])
+        );
+    }
 }
 
 #[test]
