@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use carrick_model::{SpiffeId, Target};
+use carrick_model::{Domain, SpiffeId, Target};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 pub use carrick_proxy_core::inbound::LocalExport;
 use futures::stream::BoxStream;
+use tonic::Status;
 
 /// The services that this domain offers itself.
 pub trait LocalExports: Send + Sync + 'static {
@@ -39,6 +40,20 @@ pub trait Catalogue: Send + Sync + 'static {
     /// Network services as they change, beginning with none: each item is a service that was registered anew, or
     /// its name alone when it was removed. Ends when the registry does.
     fn service_changes(&self) -> BoxStream<'static, ServiceChange>;
+}
+
+/// A part that stays in charge of the registries of other domains, in place of our own search for them. Names are plain in both
+/// directions.
+#[tonic::async_trait]
+pub trait Beyond: Send + Sync + 'static {
+    /// The network service of this name.
+    async fn service(&self, domain: &Domain, name: &str) -> Result<Option<NetworkService>, Status>;
+
+    /// The endpoints of a service, with the urls at which to ask for them.
+    async fn endpoints(&self, domain: &Domain, service: &str) -> Result<Vec<NetworkServiceEndpoint>, Status>;
+
+    /// The endpoint of this name.
+    async fn endpoint(&self, domain: &Domain, name: &str) -> Result<Option<NetworkServiceEndpoint>, Status>;
 }
 
 /// A network service that changed.

@@ -13,6 +13,7 @@
 //! | [`imports`] | the services of other domains that we use |
 //! | [`exports`] | the connections of other domains to what we offer |
 //! | [`peers`] | calls to other domains |
+//! | [`part`] | calls to a registry that stays in charge beside us |
 //! | [`control`] | the listener for calls of other domains |
 //! | [`server`] | `networkservice.NetworkService` |
 //! | [`transit`] | the connections that pass through, to endpoints behind other hops |
@@ -32,6 +33,7 @@ pub mod exports;
 pub mod imports;
 mod io;
 pub mod monitor;
+pub mod part;
 pub mod peers;
 pub mod resolve;
 pub mod server;

@@ -12,6 +12,8 @@
 //! - A caller of another trust domain registers only what a rule of the [`Admission`] lets it.
 //! - A name may carry the suffix of the own domain (`postgres@own.test`); the answer then carries it too.
 //! - A name with the suffix of another domain is answered by that domain's registry: [`federation`].
+//! - Where a registry of NSM's stays in charge of the own names, they are mirrored from it and registrations passed on to it:
+//!   [`MirrorStore`].
 //!
 //! All rules of matching, watching, hiding and owning live in `carrick-registry-core`. This crate adds the store, a lock
 //! that is never held across an await, wakes watchers, and sets the limits.
@@ -29,6 +31,7 @@ mod register;
 mod registry;
 mod service;
 pub mod store;
+mod upstream;
 
 pub use admission::Admission;
 pub use carrick_registry_core::{Audience, Filter, Object, Record, Revision, Update, Viewer};
@@ -46,3 +49,4 @@ pub use names::NameError;
 pub use register::{LimitError, RegisterError};
 pub use registry::Registry;
 pub use service::{EndpointRegistry, ServiceRegistry};
+pub use upstream::MirrorStore;

@@ -52,6 +52,8 @@ pub(crate) trait Registered: Wire {
     fn says_the_same(&self, other: &Self) -> bool;
     /// What is checked beyond what every object is checked for.
     fn check(&self) -> Result<(), LimitError>;
+    /// Lets a registration that another registry keeps end with its `lease` at the latest: that registry knows our tokens only.
+    fn limit(&mut self, now: SystemTime, lease: SystemTime);
     /// Sets the times of a registration at `now` that ends with its `lease` at the latest, given what it replaces, and
     /// tells when it ends.
     fn stamp(&mut self, before: Option<&Self>, now: SystemTime, lease: SystemTime) -> Option<SystemTime>;
@@ -236,11 +238,21 @@ pub(crate) async fn register<T: Registered + Federated>(
     if size > MAX_OBJECT {
         return Err(LimitError::Object(size).into());
     }
+    if elsewhere.is_some() || registry.upstream().is_some() {
+        object.limit(SystemTime::now(), chain.ends);
+    }
     if let (Some(domain), Some(suffix)) = (elsewhere, &suffix) {
         let federation = registry.federation_for(&chain.claimant.caller, &domain)?;
         let (object, path) = federation.register(&domain, suffix, object, chain.path().clone()).await?;
         chain.take_back(path);
         return Ok(with_path(Response::new(object), chain));
+    }
+    if let Some(upstream) = registry.upstream() {
+        admit(registry, &registry.shared().state.lock(), &chain, &object)?;
+        let passed = upstream.register(object, chain.path().clone()).await;
+        let (object, path) = passed.map_err(FederationError::from)?;
+        chain.take_back(path);
+        return Ok(answer(object, suffix.as_deref(), chain));
     }
     let key = Key { kind: T::KIND, name: object.name().to_owned() };
     // What the store said is there, and the catalogue does not have.
@@ -271,6 +283,12 @@ pub(crate) async fn unregister<T: Registered + Federated>(
     if let (Some(domain), Some(suffix)) = (elsewhere, suffix) {
         let federation = registry.federation_for(&chain.claimant.caller, &domain)?;
         federation.unregister(&domain, &suffix, object, chain.path().clone()).await?;
+        return Ok(with_path(Response::new(()), chain));
+    }
+    if let Some(upstream) = registry.upstream() {
+        admit(registry, &registry.shared().state.lock(), &chain, &object)?;
+        let passed = upstream.unregister(object, chain.path().clone()).await;
+        passed.map_err(FederationError::from)?;
         return Ok(with_path(Response::new(()), chain));
     }
     let key = Key { kind: T::KIND, name: object.name().to_owned() };
@@ -311,6 +329,21 @@ fn check<T: Registered>(registry: &Registry, request: Request<T>) -> Result<Call
     Ok(Call { object, suffix, elsewhere, chain, store })
 }
 
+/// Whether the caller may register this here at all.
+fn admit<T: Registered>(
+    registry: &Registry,
+    state: &State,
+    chain: &Chain,
+    asked: &T,
+) -> Result<(), RegisterError> {
+    let caller = &chain.claimant.caller;
+    if registry.is_own(caller) || state.admission.admits(caller, asked.services()) {
+        return Ok(());
+    }
+    let (caller, domain) = (caller.clone(), registry.domain().clone());
+    Err(RegisterError::NotAdmitted { caller, domain })
+}
+
 /// Decides on what is known now.
 fn plan<T: Registered>(
     registry: &Registry,
@@ -321,10 +354,7 @@ fn plan<T: Registered>(
 ) -> Result<Plan<T>, RegisterError> {
     let state = registry.shared().state.lock();
     let claimant = &chain.claimant;
-    if !registry.is_own(&claimant.caller) && !state.admission.admits(&claimant.caller, asked.services()) {
-        let (caller, domain) = (claimant.caller.clone(), registry.domain().clone());
-        return Err(RegisterError::NotAdmitted { caller, domain });
-    }
+    admit(registry, &state, chain, asked)?;
     let before = state.catalogue.get::<T>(&key.name);
     let claim = match state.catalogue.claim::<T>(&key.name, claimant) {
         Err(ClaimError::Held { .. }) if before.is_some_and(|there| is_left(&state, there)) => Ok(()),
@@ -472,6 +502,8 @@ impl Registered for NetworkService {
         check_path_ids(&self.path_ids)
     }
 
+    fn limit(&mut self, _: SystemTime, _: SystemTime) {}
+
     /// Services stay until they are unregistered, as in NSM.
     fn stamp(&mut self, _: Option<&Self>, _: SystemTime, _: SystemTime) -> Option<SystemTime> {
         None
@@ -509,15 +541,18 @@ impl Registered for NetworkServiceEndpoint {
         check_path_ids(&self.path_ids)
     }
 
+    fn limit(&mut self, now: SystemTime, lease: SystemTime) {
+        let asked = self.expiration_time.and_then(|asked| SystemTime::try_from(asked).ok());
+        self.expiration_time = Some(lease_end(asked, lease, now).into());
+    }
+
     fn stamp(&mut self, before: Option<&Self>, now: SystemTime, lease: SystemTime) -> Option<SystemTime> {
         let first = before.and_then(|before| before.initial_registration_time);
         // NSM's vL3 endpoints order themselves by it, so it stays, over a restart of the registry too.
         let first = first.or(self.initial_registration_time).unwrap_or_else(|| now.into());
         self.initial_registration_time = Some(first);
-        let asked = self.expiration_time.and_then(|asked| SystemTime::try_from(asked).ok());
-        let end = lease_end(asked, lease, now);
-        self.expiration_time = Some(end.into());
-        Some(end)
+        self.limit(now, lease);
+        self.ends()
     }
 }
 

@@ -22,12 +22,13 @@ use tokio::sync::{Notify, watch};
 use crate::{
     admission::Admission,
     exports::{ExportChanges, ExportError, ExportRecord, Offer},
-    federation::{Federation, FederationError},
+    federation::{Federation, FederationError, RemoteRegistries},
     find::FindError,
     keeper::{Kept, Moment},
     limits::{MAX_WATCHES, MAX_WATCHES_PER_CALLER},
     register::Registered,
     store::Store,
+    upstream::Upstream,
 };
 
 /// What a domain offers, for others to find. Clones are the same registry.
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     metrics: Metrics,
     pub(crate) state: Mutex<State>,
     keeping: OnceLock<(Arc<dyn Store>, Identity)>,
+    upstream: OnceLock<Upstream>,
     /// Whether the store has told a full state since the start.
     pub(crate) synced: watch::Sender<bool>,
     /// A lease may end earlier than the task that ends leases knows.
@@ -75,6 +77,7 @@ impl Registry {
             metrics,
             state: Mutex::default(),
             keeping: OnceLock::new(),
+            upstream: OnceLock::new(),
             synced: watch::Sender::new(false),
             leases: Notify::new(),
         };
@@ -87,6 +90,17 @@ impl Registry {
         if self.shared.keeping.set((Arc::clone(&store), identity)).is_ok() {
             self.keep(store);
         }
+    }
+
+    /// Registrations of own names are passed on to `upstream` from now on, which is asked about our own domain; the store is to be its
+    /// [mirror](crate::MirrorStore). The first one stays.
+    pub fn set_upstream(&self, upstream: Arc<dyn RemoteRegistries>) {
+        let upstream = Upstream { domain: self.shared.domain.clone(), registry: upstream };
+        let _first = self.shared.upstream.set(upstream);
+    }
+
+    pub(crate) fn upstream(&self) -> Option<&Upstream> {
+        self.shared.upstream.get()
     }
 
     /// Completes when the store has told all there is, for the first time. Never without a store, or while it is away.

@@ -44,7 +44,9 @@ pub use self::{
     mesh::{MESH, Mesh},
     namespace::{Finished, Namespace},
     needs::needs,
-    nsm::{NSM, Workload, nsm_interop, nsm_interop_here, nsm_interop_program},
+    nsm::{
+        NSM, NsmDomain, Workload, nsm_interop, nsm_interop_command, nsm_interop_here, nsm_interop_program,
+    },
     postgres::Postgres,
     process::{Daemon, Signal},
     resources::{Usage, raise_file_limit},
@@ -179,6 +181,12 @@ impl Site {
         ] {
             ns.sysctl(key, value);
         }
+    }
+
+    /// The same place with another domain: a second daemon runs there, on other ports than what is there already.
+    pub fn also(&self, domain: &'static str) -> Self {
+        let Self { ns, addr, addr6, wan, letter, .. } = self;
+        Self { ns: ns.clone(), domain, addr: *addr, addr6: *addr6, wan: wan.clone(), letter: *letter }
     }
 
     /// Its WAN address with a port.

@@ -41,7 +41,7 @@ pub(crate) use self::{
     environment::{load_config, overlay, tell_environment},
     imports::AddError,
     life::{Signals, stop},
-    nsm::{own_domain, unserved},
+    nsm::own_domain,
     parts::Daemon,
     trust::TrustError,
 };

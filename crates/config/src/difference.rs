@@ -113,7 +113,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         [on => "compat.nsm", listen => "compat.nsm.listen", socket_mode => "compat.nsm.socket_mode",
          name => "compat.nsm.name", url => "compat.nsm.url", max_token_lifetime => "compat.nsm.max_token_lifetime",
          map_ip_file => "compat.nsm.map_ip_file", clusterinfo_file => "compat.nsm.clusterinfo_file",
-         registry_url => "compat.nsm.registry_url", remote_registry => "compat.nsm.registry_proxy_url"]);
+         registry_url => "compat.nsm.registry_url", registry_proxy_url => "compat.nsm.registry_proxy_url",
+         proxy_registry_url => "compat.nsm.proxy_registry_url"]);
     differing!(keys, Tunnel, &old.tunnel, &new.tunnel,
         [lanes => "tunnel.lanes", idle_timeout => "tunnel.idle_timeout", keep_alive => "tunnel.keep_alive",
          max_memory => "tunnel.max_memory", congestion => "tunnel.congestion"]);

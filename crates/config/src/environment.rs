@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, fmt, time::Duration};
 
-use carrick_model::{PartUrl, ServeUrl};
+use carrick_model::ServeUrl;
 
 use crate::{
     config::Config,
@@ -72,8 +72,16 @@ const KNOWN: [(&str, &str, Set); 8] = [
         config.compat.nsm.registry_url = Some(read(text)?);
         Ok(())
     }),
-    ("NSM_REGISTRY_PROXY_URL", "compat.nsm.registry_proxy_url", remote_registry),
-    ("NSM_PROXY_REGISTRY_URL", "compat.nsm.proxy_registry_url", remote_registry),
+    ("NSM_REGISTRY_PROXY_URL", "compat.nsm.registry_proxy_url", |config, text| {
+        let nsm = &mut config.compat.nsm;
+        (nsm.registry_proxy_url, nsm.proxy_registry_url) = (Some(read(text)?), None);
+        Ok(())
+    }),
+    ("NSM_PROXY_REGISTRY_URL", "compat.nsm.proxy_registry_url", |config, text| {
+        let nsm = &mut config.compat.nsm;
+        (nsm.registry_proxy_url, nsm.proxy_registry_url) = (None, Some(read(text)?));
+        Ok(())
+    }),
     (LOG_LEVEL, "log.level", |config, text| {
         config.log.level = log_level(text)?.to_owned();
         Ok(())
@@ -177,11 +185,6 @@ fn listen_on(config: &mut Config, text: &str) -> Result<(), String> {
         return Err(format!("at most {MAX_SOCKETS} sockets can be given"));
     }
     config.compat.nsm.listen = urls;
-    Ok(())
-}
-
-fn remote_registry(config: &mut Config, text: &str) -> Result<(), String> {
-    config.compat.nsm.remote_registry = Some(read::<PartUrl>(text)?);
     Ok(())
 }
 
@@ -313,7 +316,7 @@ mod tests {
         assert_eq!(nsm.max_token_lifetime, Duration::from_secs(600));
         assert_eq!(nsm.map_ip_file, Some("map-ip.yaml".into()));
         assert_eq!(nsm.registry_url.as_ref().unwrap().to_string(), "tcp://registry:5002");
-        assert_eq!(nsm.remote_registry.as_ref().unwrap().to_string(), "tcp://registry-proxy:5005");
+        assert_eq!(nsm.registry_proxy_url.as_ref().unwrap().to_string(), "tcp://registry-proxy:5005");
         assert_eq!(config.log.level, "trace");
     }
 

@@ -130,7 +130,7 @@ fn every_key_is_read() {
     assert_eq!(nsm.url.as_ref().unwrap().to_string(), "gw.cloud.test:5004");
     assert_eq!(nsm.max_token_lifetime, Duration::from_secs(300));
     assert_eq!(nsm.registry_url.as_ref().unwrap().to_string(), "tcp://registry:5002");
-    assert_eq!(nsm.remote_registry.as_ref().unwrap().to_string(), "tcp://registry-proxy:5005");
+    assert_eq!(nsm.registry_proxy_url.as_ref().unwrap().to_string(), "tcp://registry-proxy:5005");
 
     let fresh = Config::new("elsewhere.test".parse().unwrap());
     let changed = fresh.difference(&config).restart_needed;

@@ -1,4 +1,4 @@
-//! NSM's path: one segment for each hop of a connection, each with that hop's own id (nsm-compat.md section 7.1).
+//! NSM's path: one segment for each hop of a connection, each with that hop's own id.
 //!
 //! Everything here takes what a peer sent, so nothing here may panic on it.
 

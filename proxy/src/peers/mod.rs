@@ -39,6 +39,7 @@ pub use self::{
 pub(crate) use self::{
     calls::{answered, close_on, find, request_on},
     dial::channel_over,
+    registry_calls::{check, with_path},
 };
 use crate::resolve::{Gateways, Resolver};
 

@@ -139,7 +139,7 @@ impl Peers {
 }
 
 /// One unary call without a message: an empty request asks for the whole server's health, and nothing of the answer is read.
-async fn check(channel: TokenChannel) -> Result<(), Status> {
+pub(crate) async fn check(channel: TokenChannel) -> Result<(), Status> {
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.map_err(|fault| Status::from_error(fault.into()))?;
     let codec = ProstCodec::<(), ()>::default();
@@ -160,7 +160,7 @@ fn path_header(
     })
 }
 
-fn with_path<T>(object: T, path: &AsciiMetadataValue) -> Request<T> {
+pub(crate) fn with_path<T>(object: T, path: &AsciiMetadataValue) -> Request<T> {
     let mut request = with_deadline(Request::new(object));
     request.metadata_mut().insert(PATH_KEY, path.clone());
     request

@@ -88,8 +88,8 @@ struct Slot {
 
 /// A connection to a hop.
 #[derive(Clone)]
-struct Link {
-    channel: TokenChannel,
+pub(crate) struct Link {
+    pub(crate) channel: TokenChannel,
     /// What the peer's trust domain was checked against.
     bundle: Option<Arc<Bundle>>,
     proven: Arc<AtomicBool>,
@@ -208,7 +208,8 @@ impl Hops {
         }
     }
 
-    async fn call<T, F, Fut>(&self, hop: &Hop, deadline: Instant, rpc: F) -> Result<T, HopFault>
+    /// Makes a call at `hop`, once more if the connection turns out to be broken.
+    pub(crate) async fn call<T, F, Fut>(&self, hop: &Hop, deadline: Instant, rpc: F) -> Result<T, HopFault>
     where
         F: Fn(TokenChannel) -> Fut,
         Fut: Future<Output = Result<T, Status>>,
@@ -253,7 +254,7 @@ impl Hops {
     }
 
     /// The connection to a hop, dialled if need be.
-    async fn link(&self, hop: &Hop) -> Result<(u64, Link), Unreached> {
+    pub(crate) async fn link(&self, hop: &Hop) -> Result<(u64, Link), Unreached> {
         let (url, trust_domain) = match hop {
             Hop::Domain(domain) => return self.domain_link(domain).await.map(|link| (0, link)),
             Hop::Url { url, trust_domain } => (url, trust_domain),
@@ -380,7 +381,7 @@ impl Hops {
     }
 
     /// A call broke on this connection: whoever calls next makes a new one.
-    fn forget(&self, hop: &Hop, number: u64) {
+    pub(crate) fn forget(&self, hop: &Hop, number: u64) {
         match hop {
             Hop::Domain(domain) => self.inner.peers.forget(domain),
             Hop::Url { url, trust_domain } => self.drop_slot(&(url.clone(), trust_domain.clone()), number),

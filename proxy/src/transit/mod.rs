@@ -14,7 +14,7 @@
 //! | `hops` | calls to the next hop |
 //! | `watch` | what the next hops tell |
 
-mod hops;
+pub(crate) mod hops;
 mod remote;
 mod select;
 mod watch;
@@ -56,7 +56,7 @@ use self::{
     watch::{HopWatches, Told},
 };
 use crate::{
-    catalogue::{Catalogue, ServiceChange},
+    catalogue::{Beyond, Catalogue, ServiceChange},
     exports::now,
     monitor::Monitors,
     peers::Peers,
@@ -81,6 +81,8 @@ pub struct TransitParts {
     pub select: SelectSettings,
     /// The own registry.
     pub catalogue: Arc<dyn Catalogue>,
+    /// What is asked for the endpoints of other domains; `None` for their own registries.
+    pub beyond: Option<Arc<dyn Beyond>>,
     /// Other domains.
     pub peers: Peers,
     /// Who we are.
@@ -163,10 +165,11 @@ pub(crate) enum TransitError {
 impl Transits {
     /// An empty table. Leases, trust, services and the monitors of hops are looked after by tasks of `tasks`.
     pub fn new(parts: TransitParts, tasks: &Tasks) -> Self {
-        let TransitParts { settings, select, catalogue, peers, identity, trust, monitors, metrics } = parts;
+        let TransitParts { settings, select, catalogue, beyond, peers, identity, trust, monitors, metrics } =
+            parts;
         let hops = Hops::new(identity.clone(), trust.clone(), peers.clone(), tasks);
         let watches = HopWatches::new(settings.own_name.clone(), hops.clone(), tasks);
-        let selector = Selector::new(select, Arc::clone(&catalogue), peers);
+        let selector = Selector::new(select, Arc::clone(&catalogue), beyond, peers);
         let state = Mutex::new(State { table: Transit::new(settings), answers: HashMap::new() });
         let transits = Self {
             inner: Arc::new(Inner {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use carrick_model::{Domain, SpiffeId, TrustDomain, cause::in_one_line};
+use carrick_model::{Domain, SpiffeId, TrustDomain};
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use carrick_proxy_core::{
     selection::{
@@ -24,9 +24,9 @@ use tonic::Code;
 
 use super::{hops::Address, remote::RemoteRegistries};
 use crate::{
-    catalogue::{Catalogue, labels_of},
+    catalogue::{Beyond, Catalogue, labels_of},
     exports::now,
-    peers::{PeerFault, Peers},
+    peers::Peers,
 };
 
 /// Endpoints of one service that are looked at for one request.
@@ -60,9 +60,14 @@ pub(crate) struct Selector {
 }
 
 impl Selector {
-    pub(crate) fn new(settings: SelectSettings, catalogue: Arc<dyn Catalogue>, peers: Peers) -> Self {
+    pub(crate) fn new(
+        settings: SelectSettings,
+        catalogue: Arc<dyn Catalogue>,
+        beyond: Option<Arc<dyn Beyond>>,
+        peers: Peers,
+    ) -> Self {
         let ranking = Mutex::new(Ranking::new());
-        let remote = RemoteRegistries::new(peers.clone());
+        let remote = RemoteRegistries::new(peers.clone(), beyond);
         Self { settings, catalogue, peers, remote, ranking, own_urls: ArcSwap::default() }
     }
 
@@ -108,6 +113,10 @@ impl Selector {
         let asked = asked(&query.service, &query.endpoint);
         let own = self.is_own(&query.caller);
         let local = self.is_local(&asked);
+        if query.reselect {
+            // The endpoint that was lost may be among what was found a moment ago.
+            self.remote.forget();
+        }
         if let Some(forwarders) = self.forwarders(query, &asked, own || local) {
             return Ok(forwarders);
         }
@@ -181,8 +190,7 @@ impl Selector {
         let text = domain;
         let domain: Domain =
             text.parse().map_err(|e| fault(Code::InvalidArgument, format!("`{}`: {e}", query.service)))?;
-        // Without a gateway it is a floating domain: its registry says whom to call.
-        let gateway = self.peers.gateways(&domain).await.map(|g| !g.control.is_empty()).unwrap_or_default();
+        let gateway = self.remote.has_gateway(&domain).await;
         if !asked.endpoint.is_empty() {
             let found = self.remote.endpoint(&domain, asked.endpoint).await;
             let hop = match (&found, gateway) {
@@ -190,7 +198,7 @@ impl Selector {
                 // The gateway knows its own endpoints better than its registry told us.
                 (_, true) => Hop::Domain(domain.clone()),
                 (Ok(None), false) => return Ok(Vec::new()),
-                (Err(error), false) => return Err(unfound(error)),
+                (Err(error), false) => return Err(error.clone()),
             };
             return Ok(vec![Candidate {
                 service: query.service.clone(),
@@ -201,7 +209,7 @@ impl Selector {
                 known_as: query.endpoint.clone(),
             }]);
         }
-        let offer = self.remote.service(&domain, asked.service).await.map_err(|e| unfound(&e))?;
+        let offer = self.remote.service(&domain, asked.service).await?;
         let payload = self.payload(offer.service.as_ref(), query)?;
         let service = offer.service.clone().unwrap_or_else(|| named_only(asked.service));
         let turn = format!("{}@{domain}", asked.service);
@@ -291,7 +299,10 @@ impl Selector {
         if gateway && !floats {
             return Hop::Domain(domain.clone());
         }
-        Hop::Url { url: endpoint.url.clone(), trust_domain: owner.filter(|_| floats) }
+        Hop::Url {
+            url: endpoint.url.clone(),
+            trust_domain: owner.filter(|_| floats && !self.remote.is_led()),
+        }
     }
 
     fn ordered(
@@ -360,13 +371,4 @@ fn named_only(name: &str) -> NetworkService {
 
 fn fault(code: Code, message: impl Into<String>) -> HopFault {
     HopFault { kind: HopFaultKind::Refused, code: code.into(), message: message.into() }
-}
-
-fn unfound(error: &PeerFault) -> HopFault {
-    let code = match error {
-        PeerFault::Refused { code, .. } => *code,
-        PeerFault::NoTrust { .. } | PeerFault::NotAccepted { .. } => Code::PermissionDenied,
-        _ => Code::Unavailable,
-    };
-    fault(code, in_one_line(error))
 }

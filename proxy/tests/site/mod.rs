@@ -340,6 +340,7 @@ fn serve(parts: Parts<'_>) -> Served {
         settings: passing,
         select,
         catalogue: catalogue.clone(),
+        beyond: None,
         peers: peers.clone(),
         identity: identity.clone(),
         trust: trust.clone(),

@@ -18,6 +18,7 @@
 
 mod domains;
 mod places;
+mod relay;
 mod remote;
 mod shared_watch;
 mod urls;
@@ -46,6 +47,7 @@ use self::{
     urls::{FoundUrls, Published},
 };
 pub use self::{
+    relay::Relay,
     remote::{RemoteAnswer, RemoteAnswers, RemoteBlame, RemoteFault, RemoteRegistries, RemoteRegistry},
     urls::PublishedFull,
 };
@@ -54,6 +56,8 @@ use crate::{
     names,
 };
 
+/// The end of every denial in NSM.
+const DENIED: &str = "no sufficient privileges";
 /// How long a remote registry may take to answer a query, a registration, or to be connected to.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// Watches of remote registries at a time, of each kind: one for each service in use in other domains.
@@ -188,7 +192,12 @@ impl From<FederationError> for Status {
             | FederationError::WatchesOfDomain(..)
             | FederationError::Published(_) => Code::ResourceExhausted,
         };
-        Self::new(code, fault.to_string())
+        let mut text = fault.to_string();
+        // What NSM's callers look for at the end of a denial.
+        if code == Code::PermissionDenied && !text.ends_with(DENIED) {
+            text = format!("{text}: {DENIED}");
+        }
+        Self::new(code, text)
     }
 }
 

@@ -93,7 +93,7 @@ impl fmt::Display for RemoteBlame {
 
 impl RemoteFault {
     /// No answer came in time.
-    pub(super) fn silent(domain: &Domain, after: Duration) -> Self {
+    pub(crate) fn silent(domain: &Domain, after: Duration) -> Self {
         Self {
             domain: domain.clone(),
             code: Code::DeadlineExceeded,
@@ -104,7 +104,7 @@ impl RemoteFault {
     }
 
     /// The registry ended a watch.
-    pub(super) fn ended(domain: &Domain) -> Self {
+    pub(crate) fn ended(domain: &Domain) -> Self {
         Self {
             domain: domain.clone(),
             code: Code::Unavailable,
@@ -115,7 +115,7 @@ impl RemoteFault {
     }
 
     /// What a registry answers is more than we take.
-    pub(super) fn too_much(domain: &Domain, objects: usize, octets: usize) -> Self {
+    pub(crate) fn too_much(domain: &Domain, objects: usize, octets: usize) -> Self {
         Self {
             domain: domain.clone(),
             code: Code::ResourceExhausted,

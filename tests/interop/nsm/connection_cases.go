@@ -40,6 +40,10 @@ type connectionTarget struct {
 	registry *url.URL
 	// domain is the endpoint's, as the client's domain calls it.
 	domain string
+	// floats is the domain with which endpoints register in place of their own; domain is the same then.
+	floats string
+	// plainServices leaves that domain off the names of an endpoint's services.
+	plainServices bool
 	// segments is how many processes there are from client to endpoint, both counted.
 	segments int
 	// host is where endpoints listen, so that the gateway of their domain reaches them.
@@ -92,22 +96,41 @@ type provider struct {
 	leave func(context.Context) error
 }
 
-// offer starts an endpoint of a service and registers it.
-func (t *connectionTarget) offer(ctx context.Context, service, name string) (*provider, error) {
+// registered is a name as an endpoint registers it.
+func (t *connectionTarget) registered(name string) string {
+	if t.floats == "" {
+		return name
+	}
+	return name + "@" + t.floats
+}
+
+// offer starts an endpoint of a service and registers it. It does what is said before it records what arrives.
+func (t *connectionTarget) offer(ctx context.Context, service, name string, does ...networkservice.NetworkServiceServer) (*provider, error) {
+	return t.offerMore(ctx, service, name, false, does...)
+}
+
+// offerMore is the same for a service that is there already.
+func (t *connectionTarget) offerMore(ctx context.Context, service, name string, there bool, does ...networkservice.NetworkServiceServer) (*provider, error) {
 	listener, err := listen(net.JoinHostPort(t.host, "0"))
 	if err != nil {
 		return nil, err
 	}
 	recorder := &recorder{}
-	part := serveEndpoint(ctx, name, t.endpoint, listener, recorder)
+	part := serveEndpoint(ctx, name, t.endpoint, listener, append(does, recorder)...)
 	target := &registryTarget{url: t.registry, owner: t.endpoint}
-	if _, err := target.services(ctx, t.endpoint).Register(ctx, &registry.NetworkService{Name: service}); err != nil {
-		return nil, fmt.Errorf("Register of the service: %w", err)
+	if !there {
+		if _, err := target.services(ctx, t.endpoint).Register(ctx, &registry.NetworkService{Name: t.registered(service)}); err != nil {
+			return nil, fmt.Errorf("Register of the service: %w", err)
+		}
 	}
 	endpoints := target.endpoints(ctx, t.endpoint)
+	offered := t.registered(service)
+	if t.plainServices {
+		offered = service
+	}
 	asked := &registry.NetworkServiceEndpoint{
-		Name: name, NetworkServiceNames: []string{service}, Url: part.url.String(),
-		NetworkServiceLabels: map[string]*registry.NetworkServiceLabels{service: {}},
+		Name: t.registered(name), NetworkServiceNames: []string{offered}, Url: part.url.String(),
+		NetworkServiceLabels: map[string]*registry.NetworkServiceLabels{offered: {}},
 	}
 	answer, err := endpoints.Register(ctx, asked)
 	if err != nil {
@@ -235,8 +258,8 @@ func requestsRefreshesAndCloses(ctx context.Context, target *connectionTarget) (
 	if len(requests) != 2 || requests[0].GetId() != requests[1].GetId() {
 		return nil, fmt.Errorf("the endpoint got %d requests instead of one and its refresh", len(requests))
 	}
-	if strings.Contains(requests[0].GetNetworkService(), "@") || strings.Contains(requests[0].GetNetworkServiceEndpointName(), "@") {
-		return nil, fmt.Errorf("the endpoint sees %s of %s, and is to see plain names", requests[0].GetNetworkServiceEndpointName(), requests[0].GetNetworkService())
+	if seen := requests[0]; seen.GetNetworkService() != target.registered(service) || seen.GetNetworkServiceEndpointName() != target.registered(endpoint.name) {
+		return nil, fmt.Errorf("the endpoint sees %s of %s, and registered with %q", seen.GetNetworkServiceEndpointName(), seen.GetNetworkService(), target.floats)
 	}
 	if len(closes) != 1 || closes[0].GetId() != requests[0].GetId() {
 		return nil, fmt.Errorf("the endpoint got %d closes of its connection instead of one", len(closes))

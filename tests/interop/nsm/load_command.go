@@ -6,29 +6,6 @@ import (
 	"time"
 )
 
-// serveRegistryCommand serves NSM's memory registry until it is told to stop.
-func serveRegistryCommand(ctx context.Context, args []string) error {
-	flags := newFlags("serve-registry", "own")
-	address := flags.set.String("listen", "127.0.0.1:0", "HOST:PORT to listen on")
-	if err := flags.set.Parse(args); err != nil {
-		return err
-	}
-	own, err := flags.identity("own")
-	if err != nil {
-		return err
-	}
-	listener, err := listen(*address)
-	if err != nil {
-		return err
-	}
-	part := serveRegistry(ctx, own, listener, nil)
-	if err := report(map[string]any{"serves": "registry", "url": part.url.String()}); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return nil
-}
-
 // loadRequestsCommand measures Requests from one domain to another: of the domains that are given, or of two that NSM's own
 // parts run in this process.
 func loadRequestsCommand(ctx context.Context, args []string) error {

@@ -4,8 +4,10 @@
 //	nsm-interop self-check [CASE|all]       every case against NSM's own parts
 //	nsm-interop registry CASE|all FLAGS     a case against a registry
 //	nsm-interop connection CASE|all FLAGS   a case against a way from one domain to another
+//	nsm-interop links chain|shared FLAGS    a client and endpoints in several domains
 //	nsm-interop find FLAGS                  what a registry has of a service
-//	nsm-interop serve-registry FLAGS        NSM's memory registry, to compare with
+//	nsm-interop serve-registry FLAGS        NSM's memory registry alone
+//	nsm-interop serve-domain FLAGS          a domain of NSM's parts
 //	nsm-interop load register|find|watch|requests FLAGS
 //	                                        the figures of a registry, or of a way from one domain to another
 package main
@@ -35,7 +37,7 @@ import (
 // caseLimit is more than any case takes, so that a registry that never answers fails it.
 const caseLimit = 60 * time.Second
 
-const verbs = "self-check, registry, connection, find, serve-registry, load"
+const verbs = "self-check, registry, connection, links, find, serve-registry, serve-domain, load"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,10 +65,14 @@ func command(ctx context.Context, args []string) error {
 		return registryCommand(ctx, first(args, "all"), rest(args))
 	case "connection":
 		return connectionCommand(ctx, first(args, "all"), rest(args))
+	case "links":
+		return linksCommand(ctx, first(args, ""), rest(args))
 	case "find":
 		return findCommand(ctx, args)
 	case "serve-registry":
 		return serveRegistryCommand(ctx, args)
+	case "serve-domain":
+		return serveDomainCommand(ctx, args)
 	case "load":
 		return loadCommand(ctx, first(args, ""), rest(args))
 	default:
@@ -192,6 +198,8 @@ func connectionFlags(flags *identityFlags, args []string) (*connectionTarget, er
 	target := &connectionTarget{}
 	flags.set.StringVar(&target.domain, "domain", "", "the endpoint's domain")
 	flags.set.IntVar(&target.segments, "segments", 0, "processes from client to endpoint, both counted")
+	flags.set.StringVar(&target.floats, "floats", "", "the domain with which endpoints register in place of their own")
+	flags.set.BoolVar(&target.plainServices, "plain-services", false, "with -floats: their services stay without the domain")
 	flags.set.StringVar(&target.host, "endpoint-host", loopback, "address on which endpoints listen")
 	if err := flags.set.Parse(args); err != nil || *manager == "" {
 		return target, err

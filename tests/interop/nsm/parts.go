@@ -99,13 +99,46 @@ func serveRegistry(ctx context.Context, own *identity, listener net.Listener, pr
 	})
 }
 
+// has says whether a part is NSM's.
+func (p *plan) has(role string) bool {
+	switch role {
+	case "registry":
+		return p.registry == nil
+	case "nsmgr-proxy":
+		return p.proxy == nil
+	case "registry-proxy":
+		return p.proxy == nil || p.keepRegistryProxy
+	default:
+		return true
+	}
+}
+
 // domain is a domain of NSM's own parts: registry, registry-proxy, nsmgr-proxy, one node with manager and forwarder.
 type domain struct {
 	name     string
-	registry *part
-	proxy    *part
+	registry *url.URL
+	proxy    *url.URL
 	manager  *part
 }
+
+// plan says what a domain is made of.
+type plan struct {
+	name string
+	// host is where the parts listen: on the ports of NSM's programs, or on any where there is none.
+	host string
+	// registry takes the place of NSM's, where it is given.
+	registry *url.URL
+	// proxy takes the place of nsmgr-proxy, where it is given, and of the registry-proxy, unless that is kept.
+	proxy             *url.URL
+	keepRegistryProxy bool
+
+	resolver dnsresolve.Resolver
+	// issue makes or finds the SVID of a part.
+	issue func(role string) (*identity, error)
+}
+
+// roles are the parts of a domain, with the ports of NSM's deployments.
+var roles = map[string]string{"nsmgr": "5001", "registry": "5002", "forwarder": "5003", "nsmgr-proxy": "5004", "registry-proxy": "5005"}
 
 // resolver answers for every domain of the process, as their DNS servers would.
 func newResolver() dnsresolve.Resolver { return sandbox.NewFakeResolver() }
@@ -122,53 +155,96 @@ func announce(resolver dnsresolve.Resolver, name string, registry, proxy *url.UR
 }
 
 // serveDomain starts the parts of a domain, each with an SVID of its own, and one node.
-func serveDomain(ctx context.Context, name string, resolver dnsresolve.Resolver, issue func(path string) (*identity, error)) (*domain, error) {
+func serveDomain(ctx context.Context, plan *plan) (*domain, error) {
 	ids := map[string]*identity{}
 	listeners := map[string]net.Listener{}
-	for _, role := range []string{"registry", "registry-proxy", "nsmgr-proxy", "nsmgr", "forwarder"} {
+	for role, port := range roles {
+		if !plan.has(role) {
+			continue
+		}
 		var err error
-		if ids[role], err = issue("/" + role); err != nil {
+		if ids[role], err = plan.issue(role); err != nil {
 			return nil, err
 		}
-		if listeners[role], err = listen(""); err != nil {
+		address := ""
+		if plan.host != "" {
+			address = net.JoinHostPort(plan.host, port)
+		}
+		if listeners[role], err = listen(address); err != nil {
 			return nil, err
 		}
 	}
-	proxyURL := urlOf(listeners["nsmgr-proxy"])
-	built := &domain{name: name}
-	built.registry = serveRegistry(ctx, ids["registry"], listeners["registry"], proxyURL)
+	built := &domain{name: plan.name, registry: plan.registry, proxy: plan.proxy}
+	if plan.has("nsmgr-proxy") {
+		built.proxy = urlOf(listeners["nsmgr-proxy"])
+	}
+	if plan.has("registry") {
+		built.registry = serveRegistry(ctx, ids["registry"], listeners["registry"], built.proxy).url
+	}
+	if plan.has("registry-proxy") {
+		serveRegistryProxy(ctx, ids["registry-proxy"], listeners["registry-proxy"], plan.resolver)
+	}
+	if plan.has("nsmgr-proxy") {
+		serveProxy(ctx, plan.name, ids["nsmgr-proxy"], listeners["nsmgr-proxy"], built.registry, urlOf(listeners["registry-proxy"]))
+	}
 
-	own := ids["registry-proxy"]
-	proxydnsPart := serve(ctx, own, listeners["registry-proxy"], func(ctx context.Context, server *grpc.Server) {
-		proxydns.NewServer(ctx, own.tokens(), resolver, proxydns.WithDialOptions(own.dialOptions()...)).Register(server)
-	})
-
-	own = ids["nsmgr-proxy"]
-	built.proxy = serve(ctx, own, listeners["nsmgr-proxy"], func(ctx context.Context, server *grpc.Server) {
-		nsmgrproxy.NewServer(ctx, built.registry.url, proxydnsPart.url, own.tokens(),
-			nsmgrproxy.WithName("nsmgr-proxy-"+name),
-			nsmgrproxy.WithListenOn(proxyURL),
-			nsmgrproxy.WithDialOptions(own.dialOptions()...),
-			nsmgrproxy.WithDialTimeout(dialTimeout),
-		).(interface{ Register(*grpc.Server) }).Register(server)
-	})
-
-	own = ids["nsmgr"]
+	own := ids["nsmgr"]
 	built.manager = serve(ctx, own, listeners["nsmgr"], func(ctx context.Context, server *grpc.Server) {
 		nsmgr.NewServer(ctx, own.tokens(),
-			nsmgr.WithName("nsmgr-"+name),
+			nsmgr.WithName("nsmgr-"+plan.name),
 			nsmgr.WithURL(urlOf(listeners["nsmgr"]).String()),
-			nsmgr.WithRegistry(built.registry.url),
+			nsmgr.WithRegistry(built.registry),
 			nsmgr.WithDialOptions(own.dialOptions()...),
 			nsmgr.WithDialTimeout(dialTimeout),
+			nsmgr.WithAuthorizeNSRegistryServer(registryauthorize.NewNetworkServiceRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			nsmgr.WithAuthorizeNSERegistryServer(registryauthorize.NewNetworkServiceEndpointRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			nsmgr.WithAuthorizeNSRegistryClient(registryauthorize.NewNetworkServiceRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
+			nsmgr.WithAuthorizeNSERegistryClient(registryauthorize.NewNetworkServiceEndpointRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
 			nsmgr.WithAuthorizeServer(authorize.NewServer(authorize.WithPolicies(serverPolicies...))),
 		).(interface{ Register(*grpc.Server) }).Register(server)
 	})
+	return built, serveForwarder(ctx, plan.name, ids["forwarder"], listeners["forwarder"], built.manager.url)
+}
 
-	if err := serveForwarder(ctx, name, ids["forwarder"], listeners["forwarder"], built.manager.url); err != nil {
-		return nil, err
-	}
-	return built, announce(resolver, name, built.registry.url, built.proxy.url)
+// serveRegistryProxy starts registry-proxy-dns.
+func serveRegistryProxy(ctx context.Context, own *identity, listener net.Listener, resolver dnsresolve.Resolver) {
+	serve(ctx, own, listener, func(ctx context.Context, server *grpc.Server) {
+		proxydns.NewServer(ctx, own.tokens(), resolver,
+			proxydns.WithDialOptions(own.dialOptions()...),
+			proxydns.WithAuthorizeNSRegistryServer(registryauthorize.NewNetworkServiceRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			proxydns.WithAuthorizeNSERegistryServer(registryauthorize.NewNetworkServiceEndpointRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			proxydns.WithAuthorizeNSRegistryClient(registryauthorize.NewNetworkServiceRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
+			proxydns.WithAuthorizeNSERegistryClient(registryauthorize.NewNetworkServiceEndpointRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
+		).Register(server)
+	})
+}
+
+// serveProxy starts nsmgr-proxy.
+func serveProxy(ctx context.Context, name string, own *identity, listener net.Listener, registry, registryProxy *url.URL) {
+	serve(ctx, own, listener, func(ctx context.Context, server *grpc.Server) {
+		nsmgrproxy.NewServer(ctx, registry, registryProxy, own.tokens(),
+			nsmgrproxy.WithName("nsmgr-proxy-"+name),
+			nsmgrproxy.WithListenOn(urlOf(listener)),
+			nsmgrproxy.WithDialOptions(own.dialOptions()...),
+			nsmgrproxy.WithDialTimeout(dialTimeout),
+			nsmgrproxy.WithAuthorizeNSRegistryServer(registryauthorize.NewNetworkServiceRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			nsmgrproxy.WithAuthorizeNSERegistryServer(registryauthorize.NewNetworkServiceEndpointRegistryServer(
+				registryauthorize.WithPolicies(registryServerPolicies...))),
+			nsmgrproxy.WithAuthorizeNSRegistryClient(registryauthorize.NewNetworkServiceRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
+			nsmgrproxy.WithAuthorizeNSERegistryClient(registryauthorize.NewNetworkServiceEndpointRegistryClient(
+				registryauthorize.WithPolicies(registryClientPolicies...))),
+		).(interface{ Register(*grpc.Server) }).Register(server)
+	})
 }
 
 // serveForwarder starts the control plane of a forwarder and registers it with its manager.

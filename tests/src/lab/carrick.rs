@@ -278,6 +278,11 @@ impl Carrick {
         self.dir.join("bundle.json")
     }
 
+    /// The own roots as `nsm-interop -trust` takes them.
+    pub fn trust_flag(&self) -> String {
+        format!("{}={}", self.domain, self.bundle().display())
+    }
+
     /// The config file.
     pub fn config(&self) -> PathBuf {
         self.dir.join("carrick.yaml")

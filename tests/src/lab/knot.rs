@@ -49,6 +49,14 @@ impl Zone {
         )
     }
 
+    /// What a domain of Network Service Mesh publishes: an SRV record and an address under one name for its registry, and for
+    /// its proxy if there is one.
+    pub fn nsm(name: &str, registry: u16, proxy: Option<u16>, addr: Ipv4Addr) -> Self {
+        let parts = [("registry.nsm-system", Some(registry)), ("nsmgr-proxy.nsm-system", proxy)];
+        let there = parts.into_iter().filter_map(|(part, port)| Some((part, port?)));
+        there.fold(Self::new(name), |zone, (part, port)| zone.srv(part, 0, 0, port, part).a(part, addr))
+    }
+
     /// An SRV record (RFC 2782).
     #[must_use]
     pub fn srv(self, owner: &str, priority: u16, weight: u16, port: u16, target: &str) -> Self {

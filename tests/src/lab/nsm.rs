@@ -10,10 +10,16 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Carrick, Finished, Namespace};
+use super::{Carrick, DNS, Daemon, Finished, Namespace, Signal, Site};
 
 /// The programs that tests with NSM's code need, for [`needs`](super::needs).
 pub const NSM: &[&str] = &["go", "openssl"];
+
+/// A domain of NSM's parts may take this long to be there, with its forwarder registered.
+const SERVES: Duration = Duration::from_secs(20);
+
+/// The parts of a domain of NSM's.
+const PARTS: [&str; 5] = ["nsmgr", "registry", "forwarder", "nsmgr-proxy", "registry-proxy"];
 
 /// The processes of a case may take this long altogether. Cases have a shorter limit of their own.
 const CASE: Duration = Duration::from_secs(240);
@@ -24,10 +30,10 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Issues `spiffe://<domain>/<name>`.
+    /// Issues `spiffe://<domain>/<name>`, anew where there is one.
     pub fn of(carrick: &Carrick, domain: &str, name: &str) -> Self {
         let dir = carrick.config().with_file_name(name);
-        fs::create_dir(&dir).unwrap_or_else(|e| panic!("creating {}: {e}", dir.display()));
+        fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("creating {}: {e}", dir.display()));
         let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         let root = carrick.state_dir().join("ca/root.pem").to_str().unwrap().to_owned();
         fs::write(
@@ -56,10 +62,42 @@ impl Workload {
     }
 }
 
+/// A domain that is run by NSM's parts: registry, registry-proxy, nsmgr-proxy, and a node's manager and forwarder, on NSM's ports of
+/// a site's address. Something else may take the place of some.
+pub struct NsmDomain {
+    _parts: Daemon,
+}
+
+impl NsmDomain {
+    /// Starts it in `site`, with SVIDs of `ca`'s root, and waits until it serves. Members of the domains in `trusted` may call its
+    /// parts. `instead` are flags of `nsm-interop serve-domain` that say what else there is in place of a part.
+    pub fn start(site: &Site, ca: &Carrick, trusted: &[&Carrick], instead: &[&str]) -> Self {
+        for part in PARTS {
+            Workload::of(ca, site.domain, part);
+        }
+        let ids = ca.config().with_file_name("");
+        let (host, dns) = (site.addr.to_string(), format!("{DNS}:53"));
+        let mut command = site.ns.command(nsm_interop_program().to_str().unwrap());
+        command.args(["serve-domain", "-name", site.domain, "-host", &host, "-dns", &dns]);
+        command.arg("-ids").arg(&ids).args(instead);
+        for domain in trusted.iter().chain([&ca]) {
+            command.args(["-trust", &domain.trust_flag()]);
+        }
+        let mut parts = Daemon::spawn(&ids, "nsm", command).stopped_by(Signal::TERM);
+        parts.wait_for_log("\"serves\":\"domain\"", SERVES);
+        Self { _parts: parts }
+    }
+}
+
 /// Runs `nsm-interop` in a namespace and returns its lines of JSON. Panics with what it complains when a case fails.
 #[track_caller]
 pub fn nsm_interop(ns: &Namespace, args: &[&str]) -> Vec<Value> {
     lines(&ns.run_for(CASE, nsm_interop_program().to_str().unwrap(), args).ok())
+}
+
+/// `nsm-interop` in a namespace, to be given arguments and kept running.
+pub fn nsm_interop_command(ns: &Namespace) -> Command {
+    ns.command(nsm_interop_program().to_str().unwrap())
 }
 
 /// Runs `nsm-interop` where this process is.

@@ -3,11 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use carrick_config::Config;
-use carrick_model::{Host, HostPort, ServeUrl};
+use carrick_identity::{Identity, TrustStore};
+use carrick_model::{Host, HostPort, PartUrl, ServeUrl};
 use carrick_proxy::{
     control::{BindError, ControlListener},
     dns::{NsmPorts, OwnDomain},
+    part::PartRegistry,
+    peers::Peers,
 };
+use carrick_runtime::Tasks;
 
 use super::parts::{self, Addresses};
 
@@ -63,27 +67,38 @@ pub(crate) fn public_url(config: &Config, addresses: &Addresses) -> Option<HostP
     Some(HostPort { host, port })
 }
 
-/// A key of the config that this version reads and does not act on.
-pub(crate) struct Unserved {
-    pub(crate) key: &'static str,
-    pub(crate) why: &'static str,
-    pub(crate) hint: &'static str,
+/// The url that callers of our own get for endpoints of other domains, and other domains for ours. Empty where we are the registry
+/// alone: then each stays at the url at which the proxy in charge says it is.
+pub(crate) fn connect_url(config: &Config, addresses: &Addresses) -> String {
+    let at = public_url(config, addresses).filter(|_| config.compat.nsm.proxy_registry_url.is_none());
+    at.map_or_else(String::new, |at| format!("tcp://{at}"))
 }
 
-/// What of `compat.nsm` has no effect: said at the start and by `carrick check`, never passed over.
-pub(crate) fn unserved(config: &Config) -> Vec<Unserved> {
+/// The parts of NSM that stay in charge beside this daemon.
+pub(crate) struct InCharge {
+    /// Of our own names.
+    pub(crate) own: Option<PartRegistry>,
+    /// Of the names of other domains.
+    pub(crate) others: Option<PartRegistry>,
+}
+
+/// Which of NSM's parts stay in charge. They have to be of our own trust domain, as NSM's parts of one cluster are.
+pub(crate) fn in_charge(
+    config: &Config,
+    identity: &Identity,
+    trust: &TrustStore,
+    peers: &Peers,
+    tasks: &Tasks,
+) -> InCharge {
     let nsm = &config.compat.nsm;
-    let registry = nsm.registry_url.as_ref().map(|_| Unserved {
-        key: "compat.nsm.registry_url",
-        why: "no other registry is asked for this domain's services: the own one answers",
-        hint: "let endpoints and managers register here, and remove the key",
-    });
-    let remote = nsm.remote_registry.as_ref().map(|_| Unserved {
-        key: "compat.nsm.registry_proxy_url",
-        why: "no other part is asked for names of other domains: the daemon finds their registries itself",
-        hint: "remove the key (or `proxy_registry_url`, or the variable that sets it)",
-    });
-    registry.into_iter().chain(remote).collect()
+    let at = |url: &PartUrl| {
+        let (identity, trust) = (identity.clone(), trust.clone());
+        PartRegistry::new(url, config.trust_domain.clone(), identity, trust, peers.clone(), tasks)
+    };
+    InCharge {
+        own: nsm.registry_url.as_ref().map(at),
+        others: nsm.registry_proxy_url.as_ref().or(nsm.proxy_registry_url.as_ref()).map(at),
+    }
 }
 
 /// All urls that lead to this daemon, as far as it can know them: an endpoint that has one of them is not called from here.
@@ -151,16 +166,6 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_told() {
-        let keys = |nsm: &str| unserved(&config(nsm)).iter().map(|u| u.key).collect::<Vec<_>>();
-        assert_eq!(keys("listen: [':5002'], name: x"), [] as [&str; 0]);
-        assert_eq!(
-            keys("registry_url: 'r:1', proxy_registry_url: 'p:1'"),
-            ["compat.nsm.registry_url", "compat.nsm.registry_proxy_url"]
-        );
-    }
-
-    #[test]
     fn all_own_urls_are_known() {
         let config = config("listen: ['unix:///run/nsm.sock', ':5001']");
         let urls = own_urls(&config, &addresses(&config));
@@ -181,5 +186,15 @@ mod tests {
         assert_eq!(of("listen: ['unix:///s', ':5004']"), "192.0.2.7:5004");
         assert_eq!(of("listen: ['192.0.2.9:5004']"), "192.0.2.7:5004");
         assert_eq!(of(""), "192.0.2.7:7443");
+    }
+
+    #[test]
+    fn a_registry_alone_gives_no_url_of_its_own() {
+        let of = |nsm: &str| {
+            let config = config(nsm);
+            connect_url(&config, &addresses(&config))
+        };
+        assert_eq!(of("listen: [':5004'], registry_proxy_url: 'p:5005'"), "tcp://192.0.2.7:5004");
+        assert_eq!(of("listen: [':5002'], proxy_registry_url: 'p:5004'"), "");
     }
 }

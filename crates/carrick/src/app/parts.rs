@@ -15,6 +15,7 @@ use carrick_identity::{EmbeddedCa, Identity, TrustStore};
 use carrick_model::{Host, ServeUrl, SpiffeId};
 use carrick_proxy::{
     InboundSettings,
+    catalogue::Beyond,
     control::ControlListener,
     dns,
     explain::Explainer,
@@ -26,7 +27,11 @@ use carrick_proxy::{
     server::NetworkServer,
     transit::{SelectSettings, TransitParts, TransitSettings, Transits},
 };
-use carrick_registry::{Admission, Registry, federation::Federation};
+use carrick_registry::{
+    Admission, MirrorStore, Registry,
+    federation::{Federation, Relay, RemoteRegistries},
+    store::Store,
+};
 use carrick_runtime::{Readiness, Tasks, notify};
 use carrick_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -38,7 +43,7 @@ use super::{
     flat_files,
     imports::{Listeners, Names, saved},
     life, nsm, reload,
-    remote::RemotePeers,
+    remote::{FederationBeyond, RemotePart, RemotePeers},
     store,
     trust::{self, Trusted},
 };
@@ -124,14 +129,9 @@ impl Daemon {
         }
         trust::apply(&trusted, &trust, &trust_map)?;
 
-        let store = store::open(&config, state.path(), &tasks)?;
-
         // Every socket, before anything begins.
         let mut control_listener = ControlListener::bind(config.listen.control).await?;
         let nsm = nsm::listen(&config, &mut control_listener).await?;
-        for nsm::Unserved { key, why, hint } in nsm::unserved(&config) {
-            tracing::warn!(key, why, hint, "a key of the config has no effect");
-        }
         let mut settings = gateway_settings(&config);
         settings.listen = config.listen.tunnel;
         let gateway = Gateway::bind(
@@ -203,16 +203,36 @@ impl Daemon {
         );
         let registry = Registry::new(config.domain.clone(), config.trust_domain.clone(), &tasks, &metrics);
         registry.set_admission(admission(&config)).await;
+        let in_charge = nsm::in_charge(&config, &identity, &trust, &peers, &tasks);
+        let store: Arc<dyn Store> = match &in_charge.own {
+            None => store::open(&config, state.path(), &tasks)?,
+            Some(upstream) => {
+                let (place, upstream) = (upstream.to_string(), Arc::new(RemotePart(upstream.clone())));
+                registry.set_upstream(upstream.clone());
+                Arc::new(MirrorStore::new(&place, config.domain.clone(), upstream))
+            }
+        };
         registry.attach(store, identity.clone());
+        let connect_url = nsm::connect_url(&config, &addresses);
+        let remotes: Arc<dyn RemoteRegistries> = match &in_charge.others {
+            None => Arc::new(RemotePeers(peers.clone())),
+            Some(part) => Arc::new(Relay(RemotePart(part.clone()))),
+        };
+        let federation = Federation::new(remotes, connect_url, &tasks, &metrics);
+        registry.set_federation(federation.clone());
+        let beyond =
+            in_charge.others.map(|_| Arc::new(FederationBeyond(federation.clone())) as Arc<dyn Beyond>);
         let transits = Transits::new(
             TransitParts {
                 settings: TransitSettings::new(own_name),
                 select: SelectSettings {
                     domain: config.domain.clone(),
                     trust_domain: config.trust_domain.clone(),
-                    forwarder: Some(FORWARDER.to_owned()),
+                    // A manager has forwarders. With a registry of NSM's in charge the managers are NSM's, too.
+                    forwarder: in_charge.own.is_none().then(|| FORWARDER.to_owned()),
                 },
                 catalogue: Arc::new(RegistryView { registry: registry.clone(), own: identity.id() }),
+                beyond,
                 peers: peers.clone(),
                 identity: identity.clone(),
                 trust: trust.clone(),
@@ -221,11 +241,6 @@ impl Daemon {
             },
             &tasks,
         );
-        let connect_url =
-            nsm::public_url(&config, &addresses).map_or_else(String::new, |at| format!("tcp://{at}"));
-        let remotes = Arc::new(RemotePeers(peers.clone()));
-        let federation = Federation::new(remotes, connect_url, &tasks, &metrics);
-        registry.set_federation(federation.clone());
         let imports =
             Imports::new(config.domain.clone(), peers.clone(), datapath, tasks.clone(), metrics.clone());
         let explainer = Explainer::new(peers.clone(), exports.clone());

@@ -138,7 +138,7 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
 /// Offers the config's exports: to the proxy, which decides about requests, and to the registry, which is asked for them.
 pub(crate) fn apply_exports(daemon: &Daemon, config: &Config) -> anyhow::Result<()> {
     let url = nsm::public_url(config, &daemon.addresses).map_or_else(String::new, |at| format!("tcp://{at}"));
-    daemon.federation.set_connect_url(url.clone());
+    daemon.federation.set_connect_url(nsm::connect_url(config, &daemon.addresses));
     let name = |export: &Export| format!("{}.{}", export.service, config.domain);
     let record = |export: &Export| ExportRecord {
         service: export.service.clone(),

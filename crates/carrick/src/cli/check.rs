@@ -62,8 +62,6 @@ pub(crate) async fn run(path: &Path, output: Output) -> anyhow::Result<Exit> {
             let mut findings: Vec<Finding> =
                 warnings.into_iter().map(|w| Finding::of_fault(Level::Warning, w)).collect();
             findings.extend(of_environment);
-            let unserved = app::unserved(&config).into_iter();
-            findings.extend(unserved.map(|u| Finding::new(Level::Warning, u.key, u.why).hint(u.hint)));
             findings.extend(host::check(&config, &state, imported).await);
             findings.extend(store::check(&config).await);
             (findings, Exit::Failed)

@@ -33,10 +33,12 @@ pub struct Nsm {
     pub map_ip_file: Option<PathBuf>,
     /// Labels that every connection gets: flat YAML.
     pub clusterinfo_file: Option<PathBuf>,
-    /// A registry that is asked for this domain's services. `None`: the own one.
+    /// A registry of NSM's that stays in charge of this domain's services. `None`: the own one is.
     pub registry_url: Option<PartUrl>,
-    /// A part that is asked for names of other domains. `None`: the daemon finds their registries itself.
-    pub remote_registry: Option<PartUrl>,
+    /// NSM's registry-proxy behind us: it is asked for names of other domains. `None`: the daemon finds their registries itself.
+    pub registry_proxy_url: Option<PartUrl>,
+    /// NSM's proxy behind us, where we are the registry only: it is asked for those names, and connections go to it.
+    pub proxy_registry_url: Option<PartUrl>,
 }
 
 impl Compat {
@@ -59,7 +61,8 @@ impl Nsm {
             map_ip_file: None,
             clusterinfo_file: None,
             registry_url: None,
-            remote_registry: None,
+            registry_proxy_url: None,
+            proxy_registry_url: None,
         }
     }
 

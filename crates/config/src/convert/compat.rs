@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use carrick_model::{Domain, PartUrl, ServeUrl};
+use carrick_model::{Domain, ServeUrl};
 
 use super::{Draft, Placed};
 use crate::{
@@ -75,7 +75,6 @@ impl<'n> Draft<'n> {
             let fault = at.key("proxy_registry_url").fault("`registry_proxy_url` says where these names go");
             self.faults.push(fault.hint("keep one of the two"));
         }
-        let remote_registry: Option<PartUrl> = registry_proxy?.or(proxy_registry?);
         Some(Nsm {
             on: false,
             listen: Vec::new(),
@@ -86,7 +85,8 @@ impl<'n> Draft<'n> {
             map_ip_file: map_ip_file?,
             clusterinfo_file: clusterinfo_file?,
             registry_url: registry_url?,
-            remote_registry,
+            registry_proxy_url: registry_proxy?,
+            proxy_registry_url: proxy_registry?,
         })
     }
 

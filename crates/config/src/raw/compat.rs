@@ -46,14 +46,15 @@ pub(crate) struct RawNsm {
     /// File with labels that every connection gets, as `cmd-cluster-info-k8s` writes it: flat YAML. Read anew when it
     /// changes.
     pub(crate) clusterinfo_file: Option<Text<PathBuf>>,
-    /// An NSM registry that stays in charge of this domain's services: `host:port`, `tcp://host:port` or `unix:///path`. Read
-    /// and checked, but without effect yet: the daemon's own registry answers, and a warning says so.
+    /// NSM's registry, when it stays in charge of this domain's services: `host:port`, `tcp://host:port` or `unix:///path`. What is
+    /// registered there is mirrored, and who registers with the daemon is passed on to it; `registry.store` is not used. It has to
+    /// be of the own trust domain.
     pub(crate) registry_url: Option<Text<PartUrl>>,
-    /// NSM's registry-proxy-dns, when it stays in charge of names with an `@`. Without effect yet, as `registry_url`: the
-    /// daemon finds the registries of other domains itself.
+    /// NSM's registry-proxy-dns, when it stays in charge of names with an `@` and the daemon is the nsmgr-proxy before it:
+    /// registrations, Find and connections of NSM go by way of it. Imports do not: their domains are found as ever.
     pub(crate) registry_proxy_url: Option<Text<PartUrl>>,
-    /// The same for a daemon that stands in for NSM's registry: the nsmgr-proxy that is asked for names with an `@`. Only
-    /// one of the two can be given. Without effect yet.
+    /// The same for a daemon that is the registry only: the nsmgr-proxy that is asked for names with an `@`. The URLs that it
+    /// gives are passed on, so connections go to it and not through the daemon. Only one of the two can be given.
     pub(crate) proxy_registry_url: Option<Text<PartUrl>>,
 }
 

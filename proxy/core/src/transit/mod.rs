@@ -514,7 +514,7 @@ impl Transit {
         }
     }
 
-    fn begin(&mut self, entry: &mut Entry, ticket: Ticket, mut request: Box<TransitRequest>, now: Now) {
+    fn begin(&mut self, entry: &mut Entry, ticket: Ticket, request: Box<TransitRequest>, now: Now) {
         if request.deadline <= now.mono {
             return self.events.push_back(TransitEvent::Failed(ticket, TransitFault::Late));
         }
@@ -525,7 +525,7 @@ impl Transit {
             entry.lease_end = now.mono + self.lease(end, now).unwrap_or_default();
         }
         if request.carried.connection.state() == State::ReselectRequested {
-            request.carried.connection.network_service_endpoint_name.clear();
+            // Who asks for another endpoint leaves the name out; a hop before us that has chosen one already names it.
             if let Some(held) = entry.held.take() {
                 self.events.push_back(TransitEvent::HeldAt { id: entry.id.clone(), hop: None });
                 let close = HopClose { hop: held.hop.clone(), carried: held.to_close(None) };
@@ -810,6 +810,7 @@ fn query_of(entry: &Entry, carried: &Carried) -> Box<SelectQuery> {
         caller: entry.owner.clone(),
         service: connection.network_service.clone(),
         endpoint: connection.network_service_endpoint_name.clone(),
+        reselect,
         labels: connection.labels.clone(),
         payload: connection.payload.clone(),
         previous: entry.origin.name.clone(),

@@ -268,20 +268,24 @@ fn a_restart_resumes_from_the_refreshed_path() {
 }
 
 #[test]
-fn reselect_closes_first_and_forgets_the_endpoint() {
-    let mut w = World::new();
-    let answer = w.establish(w.first());
-    let mut again = w.refresh(&answer);
-    again.carried.connection.set_state(State::ReselectRequested);
-    w.request(again).unwrap();
-    let (step, close) = w.closing();
-    assert_eq!(close.hop, url("tcp://10.0.0.1:1"));
-    w.table.handle_closed(step, w.now);
-    assert_eq!(w.select(&[candidate("e2", "tcp://10.0.0.2:1")]).endpoint, "");
-    let (step, asked) = w.asked();
-    w.events();
-    w.table.handle_reply(step, grant(&asked), w.now);
-    assert_eq!(w.answer().unwrap().connection.network_service_endpoint_name, "e2@onprem.test");
+fn reselect_closes_first_and_asks_for_what_it_is_told() {
+    // A client leaves the choice to us; a hop before us has chosen already.
+    for named in ["", "e2@onprem.test"] {
+        let mut w = World::new();
+        let answer = w.establish(w.first());
+        let mut again = w.refresh(&answer);
+        again.carried.connection.set_state(State::ReselectRequested);
+        named.clone_into(&mut again.carried.connection.network_service_endpoint_name);
+        w.request(again).unwrap();
+        let (step, close) = w.closing();
+        assert_eq!(close.hop, url("tcp://10.0.0.1:1"));
+        w.table.handle_closed(step, w.now);
+        assert_eq!(w.select(&[candidate("e2", "tcp://10.0.0.2:1")]).endpoint, named);
+        let (step, asked) = w.asked();
+        w.events();
+        w.table.handle_reply(step, grant(&asked), w.now);
+        assert_eq!(w.answer().unwrap().connection.network_service_endpoint_name, "e2@onprem.test");
+    }
 }
 
 #[test]

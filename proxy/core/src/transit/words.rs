@@ -103,6 +103,8 @@ pub struct SelectQuery {
     pub service: String,
     /// The endpoint, as the caller wrote it; empty is any.
     pub endpoint: String,
+    /// The caller gives up the endpoint that it had: what was found before does not count.
+    pub reselect: bool,
     /// The caller's labels.
     pub labels: BTreeMap<String, String>,
     /// What the caller wants to carry; empty is what the service has.
