@@ -27,6 +27,12 @@ pub(super) struct Origin {
     pub(super) id: String,
 }
 
+impl Origin {
+    pub(super) fn of(peer: &SpiffeId, name: &str, id: &str) -> Self {
+        Self { trust_domain: peer.trust_domain().clone(), name: name.to_owned(), id: id.to_owned() }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: String,
@@ -113,6 +119,13 @@ pub(super) enum Doing {
     Sweeping(Box<Leftover>),
 }
 
+impl Doing {
+    /// An outcome of another kind than the step's is none.
+    pub(super) fn put_back(self, entry: &mut Entry, step: StepId) {
+        entry.running = Some((step, self));
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Asking {
     pub(super) ticket: Ticket,
@@ -185,6 +198,25 @@ impl Held {
     pub(super) fn set_state(&mut self, state: State) {
         self.down = state == State::Down;
         self.shown.connection.set_state(state);
+    }
+
+    /// Whether a request is for what is held, and not for something else under the same id.
+    pub(super) fn is_what(&self, asked: &Connection) -> bool {
+        let endpoint = &asked.network_service_endpoint_name;
+        self.asked_service == asked.network_service
+            && (endpoint.is_empty() || endpoint == &self.shown.connection.network_service_endpoint_name)
+    }
+
+    /// The way the connection goes now.
+    pub(super) fn candidate(&self) -> Candidate {
+        Candidate {
+            service: self.service.clone(),
+            endpoint: self.endpoint.clone(),
+            payload: self.carried.connection.payload.clone(),
+            hop: self.hop.clone(),
+            leaves: self.leaves,
+            known_as: self.known_as.clone(),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 
+use std::time::SystemTime;
+
 use carrick_proto::connection::{Connection, Mechanism};
 
 use super::*;
