@@ -60,14 +60,19 @@ pub(crate) fn cut_domain<T: Named>(object: &mut T) -> Result<Addressed, NameErro
         }
     }
     if addressed != Addressed::Plain {
-        object.rename(|name| split_name(name).0.to_owned());
+        make_plain(object);
     }
     Ok(addressed)
 }
 
-/// Puts a domain behind every name.
+/// Cuts every domain off the names.
+pub(crate) fn make_plain<T: Named>(object: &mut T) {
+    object.rename(|name| split_name(name).0.to_owned());
+}
+
+/// Puts a domain behind every name there is. A query may have none: it asks for all of a service.
 pub(crate) fn add_domain<T: Named>(object: &mut T, domain: &str) {
-    object.rename(|name| format!("{name}@{domain}"));
+    object.rename(|name| if name.is_empty() { String::new() } else { format!("{name}@{domain}") });
 }
 
 /// Enough of a caller's text to recognise it in a message.
@@ -122,6 +127,25 @@ mod tests {
                 .collect(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn names_get_the_domain_and_lose_it_again() {
+        let domain = "b.test";
+        let plain = NetworkServiceEndpoint {
+            network_service_names: vec!["web".into()],
+            network_service_labels: [("web".to_owned(), Default::default())].into(),
+            ..Default::default()
+        };
+        let mut query = plain.clone();
+        add_domain(&mut query, domain);
+        assert_eq!((query.name.as_str(), query.network_service_names[0].as_str()), ("", "web@b.test"));
+        assert!(query.network_service_labels.contains_key("web@b.test"), "{query:?}");
+        make_plain(&mut query);
+        assert_eq!(query, plain);
+        let mut service = NetworkService { name: "web".into(), ..Default::default() };
+        add_domain(&mut service, domain);
+        assert_eq!(service.name, "web@b.test");
     }
 
     #[test]

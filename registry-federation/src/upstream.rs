@@ -30,10 +30,12 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 
 use crate::{
-    federation::{Federated, RemoteAnswer, RemoteAnswers, RemoteFault, RemoteRegistries},
+    federation::{
+        CALL_DEADLINE, Federated, RemoteAnswer, RemoteAnswers, RemoteFault, RemoteRegistries, answered,
+    },
     limits::{MAX_NAME, MAX_OBJECT, MAX_REGISTRATIONS},
     register::Registered,
     store::{Change, Key, Store, StoreError, StoreEvent, StoredRecord},
@@ -50,9 +52,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Events that wait for the registry to take them in. The watch waits then, not the memory.
 const WAITING: usize = 256;
 
-/// How long the registry may take to answer a registration.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
-
 /// The registry in charge, for those who register with us.
 pub(crate) struct Upstream {
     pub(crate) domain: Domain,
@@ -67,8 +66,7 @@ impl Upstream {
         path: TokenPath,
     ) -> Result<(T, Option<TokenPath>), RemoteFault> {
         let registered = T::remote(&*self.registry).register(&self.domain, object, path);
-        let answer = timeout(CALL_DEADLINE, registered).await;
-        answer.map_err(|_| RemoteFault::silent(&self.domain, CALL_DEADLINE))?
+        answered(&self.domain, CALL_DEADLINE, registered).await
     }
 
     /// Passes the end of a registration on.
@@ -78,8 +76,7 @@ impl Upstream {
         path: TokenPath,
     ) -> Result<(), RemoteFault> {
         let unregistered = T::remote(&*self.registry).unregister(&self.domain, object, path);
-        let answer = timeout(CALL_DEADLINE, unregistered).await;
-        answer.map_err(|_| RemoteFault::silent(&self.domain, CALL_DEADLINE))?
+        answered(&self.domain, CALL_DEADLINE, unregistered).await
     }
 }
 
@@ -203,8 +200,7 @@ impl Mirror {
     /// Everything there is, as a store tells it first.
     async fn first(&mut self) -> Result<Vec<(Key, StoredRecord, u64)>, End> {
         let began = Instant::now();
-        let mut all = self.all::<NetworkService>().await?;
-        all.extend(self.all::<NetworkServiceEndpoint>().await?);
+        let all = self.everything().await?;
         let mut told = Vec::with_capacity(all.len());
         for (key, record) in all {
             self.known.is_news(&key, &record, began);
@@ -218,9 +214,7 @@ impl Mirror {
     /// Finds out what has changed without a word.
     async fn compare(&mut self) -> Result<(), End> {
         let began = Instant::now();
-        let mut all = self.all::<NetworkService>().await?;
-        all.extend(self.all::<NetworkServiceEndpoint>().await?);
-        for (key, record) in all {
+        for (key, record) in self.everything().await? {
             if self.known.is_news(&key, &record, began) {
                 self.tell_change(key, Some(record)).await?;
             }
@@ -230,6 +224,12 @@ impl Mirror {
             self.tell_change(key, None).await?;
         }
         Ok(())
+    }
+
+    async fn everything(&self) -> Result<Vec<(Key, StoredRecord)>, End> {
+        let mut all = self.all::<NetworkService>().await?;
+        all.extend(self.all::<NetworkServiceEndpoint>().await?);
+        Ok(all)
     }
 
     async fn all<T: Federated + Registered>(&self) -> Result<Vec<(Key, StoredRecord)>, End> {
@@ -249,8 +249,7 @@ impl Mirror {
             }
             Ok(all)
         };
-        let answer = timeout(ALL, asked).await;
-        Ok(answer.map_err(|_| RemoteFault::silent(&self.domain, ALL))??)
+        Ok(answered(&self.domain, ALL, asked).await?)
     }
 
     /// One thing that a watch said.

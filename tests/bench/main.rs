@@ -8,6 +8,7 @@
     reason = "a harness that drives programs: its pauses are the measurement"
 )]
 
+mod beside_nsm;
 mod measure;
 mod registries;
 mod registry;

@@ -15,9 +15,12 @@ use std::{
 use anyhow::{Context as _, ensure};
 use carrick_tests::lab::{Daemon, Signal, binary, nsm_interop_here, nsm_interop_program};
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::{registry, report::median};
+use crate::{
+    beside_nsm::{BesideNsm, Whose},
+    registry,
+};
 
 /// The registry of a daemon beside NSM's memory registry.
 #[derive(Parser)]
@@ -55,32 +58,28 @@ impl Registries {
         let stage = registry::Stage::start()?;
         let issued = Issued::of(&stage)?;
         let own = format!("tcp://{}", stage.registry);
-        let mut all: Vec<[Vec<f64>; 2]> = vec![Default::default(); FIGURES.len()];
+        let mut table = BesideNsm::new(FIGURES.map(|(.., name, unit)| (name, unit)));
         for round in 1..=self.rounds {
-            eprintln!("round {round} of {}: nsm", self.rounds);
+            eprintln!("round {round} of {}: {}", self.rounds, Whose::Nsm);
             let nsm = Nsm::start(&stage, &issued, round)?;
-            self.measure(&nsm.url, &issued, &mut all, 0)?;
+            self.measure(&nsm.url, &issued, &mut table, Whose::Nsm)?;
             drop(nsm);
-            eprintln!("round {round} of {}: carrick", self.rounds);
-            self.measure(&own, &issued, &mut all, 1)?;
+            eprintln!("round {round} of {}: {}", self.rounds, Whose::Carrick);
+            self.measure(&own, &issued, &mut table, Whose::Carrick)?;
         }
-        self.show(&all);
+        let (endpoints, watchers, rounds) = (self.endpoints, self.watchers, self.rounds);
+        let head = format!("{endpoints} endpoints, {watchers} watchers, medians of {rounds} rounds");
+        table.show(&head, self.json);
         Ok(())
     }
 
     /// Puts every load on a registry.
-    fn measure(
-        &self,
-        url: &str,
-        issued: &Issued,
-        all: &mut [[Vec<f64>; 2]],
-        column: usize,
-    ) -> anyhow::Result<()> {
+    fn measure(&self, url: &str, issued: &Issued, table: &mut BesideNsm, whose: Whose) -> anyhow::Result<()> {
         for what in ["register", "find", "watch"] {
             let answer = self.load(what, url, issued)?;
             for (row, (load, figure, ..)) in FIGURES.iter().enumerate() {
                 if *load == what {
-                    all[row][column].push(answer[*figure].as_f64().context("a figure is missing")?);
+                    table.add(row, whose, &answer[*figure])?;
                 }
             }
         }
@@ -98,33 +97,6 @@ impl Registries {
         let mut lines = nsm_interop_here(&args);
         let line = lines.pop().context("the load says nothing")?;
         Ok(line["figures"].clone())
-    }
-
-    fn show(&self, all: &[[Vec<f64>; 2]]) {
-        let rows = FIGURES
-            .iter()
-            .zip(all)
-            .map(|((.., name, unit), [nsm, carrick])| (*name, *unit, median(nsm), median(carrick)));
-        if self.json {
-            let rows: Vec<Value> = rows
-                .map(|(name, unit, nsm, carrick)| {
-                    json!({ "name": name, "unit": unit, "nsm": nsm, "carrick": carrick, "ratio": carrick / nsm })
-                })
-                .collect();
-            println!("{:#}", Value::Array(rows));
-            return;
-        }
-        let (endpoints, watchers, rounds) = (self.endpoints, self.watchers, self.rounds);
-        println!("{endpoints} endpoints, {watchers} watchers, medians of {rounds} rounds");
-        println!("  {:<30} {:>10} {:>10} {:>8}", "", "nsm", "carrick", "ratio");
-        for (name, unit, nsm, carrick) in rows {
-            let digits = if unit == "ms" { 2 } else { 0 };
-            println!(
-                "  {:<30} {nsm:>10.digits$} {carrick:>10.digits$} {:>8.2}",
-                format!("{name}, {unit}"),
-                carrick / nsm
-            );
-        }
     }
 }
 

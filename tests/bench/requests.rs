@@ -6,11 +6,11 @@
 //! channels that are open, and every connection is closed: a Close counts for the rate, and not for the time of a Request.
 
 use anyhow::{Context as _, ensure};
-use carrick_tests::lab::{MESH, Mesh, NSM, Namespace, PORT, Workload, needs, nsm_interop};
+use carrick_tests::lab::{MESH, Mesh, NSM, Namespace, NsmWay, needs, nsm_interop, shows};
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::report::median;
+use crate::beside_nsm::{BesideNsm, Whose};
 
 /// Requests from one domain to another, beside Network Service Mesh's own chain of parts.
 #[derive(Parser)]
@@ -44,25 +44,26 @@ impl Requests {
             needs(&[MESH, NSM].concat()),
             "this needs root, Go and the programs that tests/setup.sh installs"
         );
-        let shows = "registry: { show: [ { who: [\"spiffe://cloud.test/**\"], services: [\"*\"] } ] }";
-        let mesh = Mesh::start(|a| a, |b| b.line(shows));
-        let through_carrick = flags(&mesh)?;
+        let mesh = Mesh::start(|a| a, |b| b.line(&shows("cloud.test")));
+        let through_carrick = NsmWay::through(&mesh).flags();
 
-        let mut all: [[Vec<f64>; 2]; FIGURES.len()] = Default::default();
+        let mut table = BesideNsm::new(FIGURES.map(|(name, unit, ..)| (name, unit)));
         for round in 1..=self.rounds {
-            for (column, way) in [&[][..], &through_carrick].into_iter().enumerate() {
-                eprintln!("round {round} of {}: {}", self.rounds, ["nsm", "carrick"][column]);
+            for (whose, way) in [(Whose::Nsm, &[][..]), (Whose::Carrick, &through_carrick)] {
+                eprintln!("round {round} of {}: {whose}", self.rounds);
                 for alone in [true, false] {
                     let figures = self.load(mesh.a.ns(), way, if alone { 1 } else { self.workers })?;
                     for (row, (.., with, figure)) in FIGURES.iter().enumerate() {
                         if *with == alone {
-                            all[row][column].push(figures[*figure].as_f64().context("a figure is missing")?);
+                            table.add(row, whose, &figures[*figure])?;
                         }
                     }
                 }
             }
         }
-        self.show(&all);
+        let head =
+            format!("{} clients where there are many, medians of {} rounds", self.workers, self.rounds);
+        table.show(&head, self.json);
         Ok(())
     }
 
@@ -74,54 +75,4 @@ impl Requests {
         let line = nsm_interop(ns, &args).pop().context("the load says nothing")?;
         Ok(line["figures"].clone())
     }
-
-    fn show(&self, all: &[[Vec<f64>; 2]]) {
-        let rows = FIGURES.iter().zip(all).map(|((name, unit, ..), [nsm, carrick])| {
-            let (nsm, carrick) = (median(nsm), median(carrick));
-            json!({ "name": name, "unit": unit, "nsm": nsm, "carrick": carrick, "ratio": carrick / nsm })
-        });
-        if self.json {
-            println!("{:#}", rows.collect::<Value>());
-            return;
-        }
-        println!("{} clients where there are many, medians of {} rounds", self.workers, self.rounds);
-        println!("  {:<30} {:>10} {:>10} {:>8}", "", "nsm", "carrick", "ratio");
-        for row in rows {
-            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-            let name = format!("{}, {}", text("name"), text("unit"));
-            println!(
-                "  {name:<30} {:>10.2} {:>10.2} {:>8.2}",
-                number("nsm"),
-                number("carrick"),
-                number("ratio")
-            );
-        }
-    }
-}
-
-/// The way from `cloud.test` to `onprem.test`, as the program takes it. The endpoint's process stands in site a, but is
-/// `onprem.test`'s by its SVID.
-fn flags(mesh: &Mesh) -> anyhow::Result<Vec<String>> {
-    let client = Workload::of(&mesh.a, "cloud.test", "nsc");
-    let endpoint = Workload::of(&mesh.b, "onprem.test", "nse");
-    let dir = |who: &Workload| who.dir().to_str().map(str::to_owned).context("a path that is not UTF-8");
-    Ok(vec![
-        "-trust".to_owned(),
-        format!("cloud.test={}", mesh.a.bundle().display()),
-        "-trust".to_owned(),
-        format!("onprem.test={}", mesh.b.bundle().display()),
-        "-manager".to_owned(),
-        format!("tcp://{}", mesh.lab.a.at(PORT)),
-        "-registry".to_owned(),
-        format!("tcp://{}", mesh.lab.b.at(PORT)),
-        "-domain".to_owned(),
-        "onprem.test".to_owned(),
-        "-endpoint-host".to_owned(),
-        mesh.lab.a.addr.to_string(),
-        "-client".to_owned(),
-        dir(&client)?,
-        "-endpoint".to_owned(),
-        dir(&endpoint)?,
-    ])
 }

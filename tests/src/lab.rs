@@ -45,7 +45,8 @@ pub use self::{
     namespace::{Finished, Namespace},
     needs::needs,
     nsm::{
-        NSM, NsmDomain, Workload, nsm_interop, nsm_interop_command, nsm_interop_here, nsm_interop_program,
+        NSM, NSM_REGISTRY, NsmDomain, NsmWay, Workload, nsm_interop, nsm_interop_here, nsm_interop_program,
+        nsm_registry, shows,
     },
     postgres::Postgres,
     process::{Daemon, Signal},

@@ -3,15 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 
 use carrick_tests::lab::{
-    Carrick, Daemon, Knot, Lab, MESH, Mesh, NSM, NsmDomain, PORT, Settings, Signal, Site, Workload, Zone,
-    needs, nsm_interop, nsm_interop_command, nsm_interop_here,
+    Carrick, Knot, Lab, MESH, Mesh, NSM, NSM_REGISTRY, NsmDomain, NsmWay, PORT, Settings, Site, Workload,
+    Zone, needs, nsm_interop, nsm_interop_here, nsm_registry, shows,
 };
 use serde_json::Value;
-use std::time::Duration;
 
 /// The ports of NSM's parts.
 const MANAGER: u16 = 5001;
-const REGISTRY: u16 = 5002;
 const PROXY: u16 = 5004;
 const REGISTRY_PROXY: u16 = 5005;
 
@@ -90,50 +88,13 @@ fn nsms_registry_clients_register_watch_refresh_expire_and_unregister() {
     assert_eq!(names, ["expire", "match", "refresh", "register", "stolen", "unregister", "watch"]);
 }
 
-/// From a client of NSM's in one domain to endpoints of NSM's in another, with NSM's client and endpoint chains.
-struct Way<'a> {
-    /// Where the client's process is, and the endpoints'.
-    site: &'a Site,
-    client: (&'a Carrick, &'static str),
-    endpoint: (&'a Carrick, &'static str),
-    /// What the client asks.
-    manager: String,
-    /// Where endpoints register.
-    registry: String,
-    /// The endpoints' domain as the client calls it.
-    domain: &'static str,
-    /// Processes from client to endpoint.
-    segments: usize,
-    /// More flags.
-    more: &'a [&'a str],
-}
-
-impl Way<'_> {
-    /// Runs cases and returns the names of those that passed, which are all that were run.
-    #[track_caller]
-    fn passes(&self, cases: &str) -> Vec<String> {
-        let client = Workload::of(self.client.0, self.client.1, "nsc");
-        let endpoint = Workload::of(self.endpoint.0, self.endpoint.1, "nse");
-        let (near, far) = (self.client.0.trust_flag(), self.endpoint.0.trust_flag());
-        let (segments, host) = (self.segments.to_string(), self.site.addr.to_string());
-        let passed = nsm_interop(
-            &self.site.ns,
-            &[
-                &["connection", cases, "-trust", &near, "-trust", &far, "-manager", &self.manager][..],
-                &["-registry", &self.registry, "-domain", self.domain, "-segments", &segments],
-                &["-client", client.dir().to_str().unwrap(), "-endpoint", endpoint.dir().to_str().unwrap()],
-                &["-endpoint-host", &host],
-                self.more,
-            ]
-            .concat(),
-        );
-        passed.iter().map(|line| line["case"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
-/// What a domain lets callers of another one see of what is registered with it.
-fn shows(domain: &str) -> String {
-    format!("registry: {{ show: [ {{ who: [\"spiffe://{domain}/**\"], services: [\"*\"] }} ] }}")
+/// Runs cases on a way and returns the names of those that passed, which are all that were run.
+#[track_caller]
+fn passed(way: &NsmWay<'_>, cases: &str) -> Vec<String> {
+    let flags = way.flags();
+    let args: Vec<&str> = ["connection", cases].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    let passed = nsm_interop(&way.site.ns, &args);
+    passed.iter().map(|line| line["case"].as_str().unwrap().to_owned()).collect()
 }
 
 /// NSM sdk: TestNSMGR_InterdomainUseCase, networkservice/common/refresh and monitor; NSM deployments: heal after the death of
@@ -144,18 +105,7 @@ fn nsms_client_reaches_nsms_endpoint_through_two_domains() {
         return;
     }
     let mesh = Mesh::start(|a| a, |b| b.line(&shows("cloud.test")));
-    let way = Way {
-        site: &mesh.lab.a,
-        client: (&mesh.a, "cloud.test"),
-        endpoint: (&mesh.b, "onprem.test"),
-        manager: format!("tcp://{}", mesh.lab.a.at(PORT)),
-        registry: format!("tcp://{}", mesh.lab.b.at(PORT)),
-        domain: "onprem.test",
-        // Client, two gateways, endpoint. The endpoint's process stands in site a, but is onprem.test's by its SVID.
-        segments: 4,
-        more: &[],
-    };
-    assert_eq!(way.passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&NsmWay::through(&mesh), "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// NSM sdk: TestNSMGR_InterdomainUseCase, with the second domain run by NSM's parts alone: its memory registry, nsmgr-proxy, manager
@@ -166,14 +116,14 @@ fn a_domain_of_nsms_parts_answers_carrick() {
         return;
     }
     let lab = Lab::new();
-    let zone = Zone::nsm("onprem.test", 5002, Some(5004), lab.b.addr);
+    let zone = Zone::nsm("onprem.test", NSM_REGISTRY, Some(PROXY), lab.b.addr);
     let _knot = Knot::start(&lab, [zone]);
     // Of the second domain there is the root alone.
     let (mut near, far) = (Carrick::prepare(&lab, &lab.a), Carrick::prepare(&lab, &lab.b));
     near.configure(&Settings::new(&lab.a, &near).trust(&far));
     near.up();
     let _parts = NsmDomain::start(&lab.b, &far, &[&near], &[]);
-    let way = Way {
+    let way = NsmWay {
         site: &lab.a,
         client: (&near, "cloud.test"),
         endpoint: (&far, "onprem.test"),
@@ -185,7 +135,7 @@ fn a_domain_of_nsms_parts_answers_carrick() {
         segments: 6,
         more: &[],
     };
-    assert_eq!(way.passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&way, "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// Two domains of NSM's, cloud.test and onprem.test, in which daemons may take the place of some parts.
@@ -223,8 +173,8 @@ impl Pair {
     }
 
     /// From a client at the manager of the first domain to an endpoint at the manager of the second.
-    fn way(&self) -> Way<'_> {
-        Way {
+    fn way(&self) -> NsmWay<'_> {
+        NsmWay {
             site: &self.lab.a,
             client: (&self.near, "cloud.test"),
             endpoint: (&self.far, "onprem.test"),
@@ -242,7 +192,7 @@ impl Pair {
 fn proxy_of(site: &Site, more: &str) -> String {
     format!(
         "compat: {{ nsm: {{ listen: [\"tcp://:5004\"], registry_url: \"{}\"{more} }} }}",
-        site.at(REGISTRY)
+        site.at(NSM_REGISTRY)
     )
 }
 
@@ -252,7 +202,7 @@ fn carrick_is_the_proxy_between_two_domains_of_nsm() {
     if !needs(&[MESH, NSM].concat()) {
         return;
     }
-    let mut pair = Pair::new((5004, 5004), (5004, 5004));
+    let mut pair = Pair::new((PROXY, PROXY), (PROXY, PROXY));
     let at = |site: &Site| format!("tcp://{}", site.at(PROXY));
     let _near = pair.near_parts(&["-proxy", &at(&pair.lab.a)]);
     let _far = pair.far_parts(&["-proxy", &at(&pair.lab.b)]);
@@ -260,7 +210,7 @@ fn carrick_is_the_proxy_between_two_domains_of_nsm() {
     pair.far.configure(&pair.far_settings().line(&proxy_of(&pair.lab.b, "")));
     pair.near.up();
     pair.far.up();
-    assert_eq!(pair.way().passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&pair.way(), "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// The same with NSM's own proxies on the client's side: they find and call the daemon as they would call NSM's proxy.
@@ -269,12 +219,12 @@ fn nsms_proxies_call_carrick_in_front_of_nsms_registry() {
     if !needs(&[MESH, NSM].concat()) {
         return;
     }
-    let mut pair = Pair::new((5002, 5004), (5004, 5004));
+    let mut pair = Pair::new((NSM_REGISTRY, PROXY), (PROXY, PROXY));
     let _near = pair.near_parts(&[]);
     let _far = pair.far_parts(&["-proxy", &format!("tcp://{}", pair.lab.b.at(PROXY))]);
     pair.far.configure(&pair.far_settings().line(&proxy_of(&pair.lab.b, "")));
     pair.far.up();
-    assert_eq!(pair.way().passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&pair.way(), "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// The daemon in the place of nsmgr-proxy alone: NSM's registry-proxy stays in charge of names with an `@`.
@@ -283,13 +233,13 @@ fn nsms_registry_proxy_stays_behind_carrick() {
     if !needs(&[MESH, NSM].concat()) {
         return;
     }
-    let mut pair = Pair::new((5002, 5004), (5002, 5004));
+    let mut pair = Pair::new((NSM_REGISTRY, PROXY), (NSM_REGISTRY, PROXY));
     let _near = pair.near_parts(&["-registry-proxy", "-proxy", &format!("tcp://{}", pair.lab.a.at(PROXY))]);
     let _far = pair.far_parts(&[]);
     let behind = format!(", registry_proxy_url: \"{}\"", pair.lab.a.at(REGISTRY_PROXY));
     pair.near.configure(&pair.near_settings().line(&proxy_of(&pair.lab.a, &behind)));
     pair.near.up();
-    assert_eq!(pair.way().passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&pair.way(), "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// The daemon in the place of the registry alone: NSM's nsmgr-proxy stays in charge of names with an `@`, and connections do not
@@ -299,13 +249,15 @@ fn nsms_proxies_stay_behind_carrick_s_registry() {
     if !needs(&[MESH, NSM].concat()) {
         return;
     }
-    let mut pair = Pair::new((5002, 5004), (5002, 5004));
-    let compat = "compat: { nsm: { listen: [\"tcp://:5002\"], proxy_registry_url: \"198.51.100.2:5004\" } }";
-    pair.near.configure(&pair.near_settings().line(compat));
+    let mut pair = Pair::new((NSM_REGISTRY, PROXY), (NSM_REGISTRY, PROXY));
+    let behind = pair.lab.a.at(PROXY);
+    let compat =
+        format!("compat: {{ nsm: {{ listen: [\"tcp://:5002\"], proxy_registry_url: \"{behind}\" }} }}");
+    pair.near.configure(&pair.near_settings().line(&compat));
     pair.near.up();
-    let _near = pair.near_parts(&["-registry", &format!("tcp://{}", pair.lab.a.at(REGISTRY))]);
+    let _near = pair.near_parts(&["-registry", &format!("tcp://{}", pair.lab.a.at(NSM_REGISTRY))]);
     let _far = pair.far_parts(&[]);
-    assert_eq!(pair.way().passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&pair.way(), "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// The registry cases with NSM's memory registry in charge behind the daemon: what is registered with the daemon is registered there,
@@ -317,14 +269,9 @@ fn registrations_pass_carrick_to_nsms_registry() {
     }
     let lab = Lab::new();
     let mut carrick = Carrick::prepare(&lab, &lab.a);
-    let [own, owner, thief] =
-        ["registry", "owner", "thief"].map(|name| Workload::of(&carrick, "cloud.test", name));
+    let [owner, thief] = ["owner", "thief"].map(|name| Workload::of(&carrick, "cloud.test", name));
     let trust = carrick.trust_flag();
-    let behind = lab.a.at(REGISTRY).to_string();
-    let mut command = nsm_interop_command(carrick.ns());
-    command.args(["serve-registry", "-listen", &behind, "-trust", &trust, "-own"]).arg(own.dir());
-    let mut registry = Daemon::spawn(lab.dir(), "registry", command).stopped_by(Signal::TERM);
-    registry.wait_for_log("\"serves\":\"registry\"", Duration::from_secs(20));
+    let _registry = nsm_registry(&lab.a, &carrick, &[]);
     carrick.configure(&Settings::new(&lab.a, &carrick).line(&proxy_of(&lab.a, "")));
     carrick.up();
     let at = format!("tcp://{}", lab.a.at(PORT));
@@ -340,27 +287,10 @@ fn registrations_pass_carrick_to_nsms_registry() {
     assert_eq!(names, ["expire", "match", "refresh", "register", "stolen", "unregister", "watch"]);
 }
 
-/// A floating domain, partner.test: a registry of NSM's in site c, with which endpoints of others register. It has no proxy.
-struct Floating {
-    _registry: Daemon,
-}
-
-impl Floating {
-    fn start(lab: &Lab, ca: &Carrick, trusted: &[&Carrick]) -> Self {
-        let own = Workload::of(ca, "partner.test", "registry");
-        let mut command = nsm_interop_command(ca.ns());
-        command.args(["serve-registry", "-listen", &lab.c.at(REGISTRY).to_string(), "-own"]).arg(own.dir());
-        for domain in trusted.iter().chain([&ca]) {
-            command.args(["-trust", &domain.trust_flag()]);
-        }
-        let mut registry = Daemon::spawn(lab.dir(), "floating", command).stopped_by(Signal::TERM);
-        registry.wait_for_log("\"serves\":\"registry\"", Duration::from_secs(20));
-        Self { _registry: registry }
-    }
-
-    fn zone(lab: &Lab) -> Zone {
-        Zone::nsm("partner.test", REGISTRY, None, lab.c.addr)
-    }
+/// The names of a floating domain, partner.test: a registry of NSM's in site c, with which endpoints of others register. It has no
+/// proxy.
+fn floating(lab: &Lab) -> Zone {
+    Zone::nsm("partner.test", NSM_REGISTRY, None, lab.c.addr)
 }
 
 /// NSM sdk: TestNSMGR_FloatingInterdomainUseCase and TestNSMGR_FloatingInterdomainUseCase_FloatingNetworkServiceNameRegistration. An
@@ -372,14 +302,14 @@ fn an_endpoint_registered_with_a_floating_domain_is_reached() {
     }
     let lab = Lab::new();
     let gateway = |site: &Site| Zone::gateway(site.domain, PORT, site.addr, site.addr6);
-    let _knot = Knot::start(&lab, [gateway(&lab.a), gateway(&lab.b), Floating::zone(&lab)]);
+    let _knot = Knot::start(&lab, [gateway(&lab.a), gateway(&lab.b), floating(&lab)]);
     let [mut near, mut far, third] = [&lab.a, &lab.b, &lab.c].map(|site| Carrick::prepare(&lab, site));
     near.configure(&Settings::new(&lab.a, &near).trust(&far).trust(&third));
     far.configure(&Settings::new(&lab.b, &far).trust(&near).trust(&third));
     near.up();
     far.up();
-    let _floating = Floating::start(&lab, &third, &[&near, &far]);
-    let way = |more| Way {
+    let _floating = nsm_registry(&lab.c, &third, &[&near, &far]);
+    let way = |more| NsmWay {
         site: &lab.a,
         client: (&near, "cloud.test"),
         endpoint: (&far, "onprem.test"),
@@ -390,9 +320,9 @@ fn an_endpoint_registered_with_a_floating_domain_is_reached() {
         more,
     };
     let all = ["auto-refresh", "heal", "monitor", "request"];
-    assert_eq!(way(&["-floats", "partner.test"]).passes("all"), all);
+    assert_eq!(passed(&way(&["-floats", "partner.test"]), "all"), all);
     let plain = way(&["-floats", "partner.test", "-plain-services"]);
-    assert_eq!(plain.passes("request"), ["request"]);
+    assert_eq!(passed(&plain, "request"), ["request"]);
 }
 
 /// The same between two domains of NSM's with daemons for their proxies.
@@ -403,7 +333,7 @@ fn carrick_registers_endpoints_of_nsms_domains_with_a_floating_one() {
     }
     let lab = Lab::new();
     let zone = |site: &Site| Zone::nsm(site.domain, PROXY, Some(PROXY), site.addr);
-    let _knot = Knot::start(&lab, [zone(&lab.a), zone(&lab.b), Floating::zone(&lab)]);
+    let _knot = Knot::start(&lab, [zone(&lab.a), zone(&lab.b), floating(&lab)]);
     let [mut near, mut far, third] = [&lab.a, &lab.b, &lab.c].map(|site| Carrick::prepare(&lab, site));
     let at = |site: &Site| format!("tcp://{}", site.at(PROXY));
     let _near = NsmDomain::start(&lab.a, &near, &[&far], &["-proxy", &at(&lab.a)]);
@@ -412,8 +342,8 @@ fn carrick_registers_endpoints_of_nsms_domains_with_a_floating_one() {
     far.configure(&Settings::new(&lab.b, &far).trust(&near).trust(&third).line(&proxy_of(&lab.b, "")));
     near.up();
     far.up();
-    let _floating = Floating::start(&lab, &third, &[&near, &far]);
-    let way = Way {
+    let _floating = nsm_registry(&lab.c, &third, &[&near, &far]);
+    let way = NsmWay {
         site: &lab.a,
         client: (&near, "cloud.test"),
         endpoint: (&far, "onprem.test"),
@@ -423,7 +353,7 @@ fn carrick_registers_endpoints_of_nsms_domains_with_a_floating_one() {
         segments: 8,
         more: &["-floats", "partner.test"],
     };
-    assert_eq!(way.passes("all"), ["auto-refresh", "heal", "monitor", "request"]);
+    assert_eq!(passed(&way, "all"), ["auto-refresh", "heal", "monitor", "request"]);
 }
 
 /// Runs a case with a client of cloud.test in site a and endpoints of several domains, each behind its own daemon.
@@ -456,7 +386,7 @@ fn two_domains_offer_one_service_in_a_floating_one() {
     let lab = Lab::new();
     let d = lab.c.also("fourth.test");
     let gateway = |site: &Site| Zone::gateway(site.domain, PORT, site.addr, site.addr6);
-    let _knot = Knot::start(&lab, [gateway(&lab.a), gateway(&lab.b), gateway(&d), Floating::zone(&lab)]);
+    let _knot = Knot::start(&lab, [gateway(&lab.a), gateway(&lab.b), gateway(&d), floating(&lab)]);
     let [mut near, mut far, third, mut fourth] =
         [&lab.a, &lab.b, &lab.c, &d].map(|site| Carrick::prepare(&lab, site));
     near.configure(&Settings::new(&lab.a, &near).trust(&far).trust(&third).trust(&fourth));
@@ -465,7 +395,7 @@ fn two_domains_offer_one_service_in_a_floating_one() {
     near.up();
     far.up();
     fourth.up();
-    let _floating = Floating::start(&lab, &third, &[&near, &far, &fourth]);
+    let _floating = nsm_registry(&lab.c, &third, &[&near, &far, &fourth]);
     // Client, its daemon, the endpoint's daemon, endpoint.
     let more = ["-floats", "partner.test", "-segments", "4"];
     linked(&lab, "shared", &near, &[(&far, &lab.b), (&fourth, &d)], &more);

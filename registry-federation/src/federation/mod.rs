@@ -37,9 +37,9 @@ use carrick_runtime::Tasks;
 use carrick_telemetry::Metrics;
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
-use tokio::time::timeout;
 use tonic::{Code, Status};
 
+pub(crate) use self::remote::answered;
 use self::{
     domains::Domains,
     places::{Place, Places},
@@ -59,7 +59,7 @@ use crate::{
 /// The end of every denial in NSM.
 const DENIED: &str = "no sufficient privileges";
 /// How long a remote registry may take to answer a query, a registration, or to be connected to.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// Watches of remote registries at a time, of each kind: one for each service in use in other domains.
 const MAX_SHARED_WATCHES: usize = 2_048;
 /// Watches of one domain, of each kind. A peer's registry lets one caller have a thousand.
@@ -329,8 +329,7 @@ impl Federation {
         }
         let _call = self.begin_call(domain)?;
         let registered = T::remote(&*self.inner.remotes).register(domain, object, path);
-        let answer = timeout(CALL_DEADLINE, registered).await;
-        let (mut object, path) = answer.map_err(|_| RemoteFault::silent(domain, CALL_DEADLINE))??;
+        let (mut object, path) = answered(domain, CALL_DEADLINE, registered).await?;
         if let (Some(own), Some(url)) = (&own_url, object.url_mut()) {
             own.clone_into(url);
         }
@@ -359,8 +358,7 @@ impl Federation {
         let is_endpoint = self.publish_url(&mut object).is_some();
         let _call = self.begin_call(domain)?;
         let unregistered = T::remote(&*self.inner.remotes).unregister(domain, object, path);
-        let answer = timeout(CALL_DEADLINE, unregistered).await;
-        answer.map_err(|_| RemoteFault::silent(domain, CALL_DEADLINE))??;
+        answered(domain, CALL_DEADLINE, unregistered).await?;
         if is_endpoint {
             self.inner.published.lock().remove(&full_name);
         }
@@ -399,8 +397,7 @@ impl Federation {
             }
             Ok(found)
         };
-        let mut found =
-            timeout(CALL_DEADLINE, asked).await.map_err(|_| RemoteFault::silent(domain, CALL_DEADLINE))??;
+        let mut found = answered(domain, CALL_DEADLINE, asked).await?;
         for object in &mut found {
             self.remember(domain, object, false);
         }
@@ -487,10 +484,9 @@ impl Federation {
     async fn follow<T: Federated>(&self, watch: &SharedWatch<T>) -> RemoteFault {
         let domain = &watch.domain;
         let opened = T::remote(&*self.inner.remotes).find(domain, watch.query.clone(), true);
-        let mut answers = match timeout(CALL_DEADLINE, opened).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(fault)) => return fault,
-            Err(_) => return RemoteFault::silent(domain, CALL_DEADLINE),
+        let mut answers = match answered(domain, CALL_DEADLINE, opened).await {
+            Ok(answers) => answers,
+            Err(fault) => return fault,
         };
         let (_standing, mut lost) = self.begin_watch(domain);
         loop {

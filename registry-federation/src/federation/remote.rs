@@ -6,6 +6,7 @@ use carrick_identity::token::TokenPath;
 use carrick_model::Domain;
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use futures::stream::BoxStream;
+use tokio::time::timeout;
 use tonic::Code;
 
 /// The registries of other domains, for one kind of object. Names are plain in both directions: the domain is an argument.
@@ -91,9 +92,18 @@ impl fmt::Display for RemoteBlame {
     }
 }
 
+/// What a call to the registry of `domain` comes to; that it is silent after `limit`.
+pub(crate) async fn answered<T>(
+    domain: &Domain,
+    limit: Duration,
+    call: impl Future<Output = Result<T, RemoteFault>>,
+) -> Result<T, RemoteFault> {
+    timeout(limit, call).await.unwrap_or_else(|_| Err(RemoteFault::silent(domain, limit)))
+}
+
 impl RemoteFault {
     /// No answer came in time.
-    pub(crate) fn silent(domain: &Domain, after: Duration) -> Self {
+    pub(super) fn silent(domain: &Domain, after: Duration) -> Self {
         Self {
             domain: domain.clone(),
             code: Code::DeadlineExceeded,

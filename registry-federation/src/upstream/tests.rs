@@ -1,6 +1,7 @@
 #![allow(clippy::needless_pass_by_value, clippy::disallowed_methods, reason = "test code: short scenes")]
 
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use super::*;
 use crate::federation::{RemoteBlame, RemoteRegistry};

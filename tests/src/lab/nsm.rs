@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Carrick, DNS, Daemon, Finished, Namespace, Signal, Site};
+use super::{Carrick, DNS, Daemon, Finished, Mesh, Namespace, PORT, Signal, Site};
 
 /// The programs that tests with NSM's code need, for [`needs`](super::needs).
 pub const NSM: &[&str] = &["go", "openssl"];
@@ -18,6 +18,8 @@ pub const NSM: &[&str] = &["go", "openssl"];
 /// A domain of NSM's parts may take this long to be there, with its forwarder registered.
 const SERVES: Duration = Duration::from_secs(20);
 
+/// The port of NSM's registry.
+pub const NSM_REGISTRY: u16 = 5002;
 /// The parts of a domain of NSM's.
 const PARTS: [&str; 5] = ["nsmgr", "registry", "forwarder", "nsmgr-proxy", "registry-proxy"];
 
@@ -89,15 +91,85 @@ impl NsmDomain {
     }
 }
 
+/// NSM's memory registry in `site`, at its port there, with an SVID of `ca`'s root. Members of the domains in `trusted` may call it.
+pub fn nsm_registry(site: &Site, ca: &Carrick, trusted: &[&Carrick]) -> Daemon {
+    let own = Workload::of(ca, site.domain, "registry");
+    let mut command = site.ns.command(nsm_interop_program().to_str().unwrap());
+    command.args(["serve-registry", "-listen", &site.at(NSM_REGISTRY).to_string(), "-own"]).arg(own.dir());
+    for domain in trusted.iter().chain([&ca]) {
+        command.args(["-trust", &domain.trust_flag()]);
+    }
+    let mut registry = Daemon::spawn(own.dir(), "nsm", command).stopped_by(Signal::TERM);
+    registry.wait_for_log("\"serves\":\"registry\"", SERVES);
+    registry
+}
+
+/// What a domain lets callers of another one see of what is registered with it.
+pub fn shows(domain: &str) -> String {
+    format!("registry: {{ show: [ {{ who: [\"spiffe://{domain}/**\"], services: [\"*\"] }} ] }}")
+}
+
+/// From a client of NSM's in one domain to endpoints of NSM's in another, with NSM's client and endpoint chains.
+pub struct NsmWay<'a> {
+    /// Where the client's process is, and the endpoints'.
+    pub site: &'a Site,
+    /// The root of the client's SVID, and its domain.
+    pub client: (&'a Carrick, &'static str),
+    /// The same of the endpoints.
+    pub endpoint: (&'a Carrick, &'static str),
+    /// What the client asks.
+    pub manager: String,
+    /// Where endpoints register.
+    pub registry: String,
+    /// The endpoints' domain as the client calls it.
+    pub domain: &'static str,
+    /// Processes from client to endpoint.
+    pub segments: usize,
+    /// More flags.
+    pub more: &'a [&'a str],
+}
+
+impl<'a> NsmWay<'a> {
+    /// From a client at the first daemon of a mesh to an endpoint at the second. The endpoint's process stands in site a, but is
+    /// onprem.test's by its SVID.
+    pub fn through(mesh: &'a Mesh) -> Self {
+        Self {
+            site: &mesh.lab.a,
+            client: (&mesh.a, "cloud.test"),
+            endpoint: (&mesh.b, "onprem.test"),
+            manager: format!("tcp://{}", mesh.lab.a.at(PORT)),
+            registry: format!("tcp://{}", mesh.lab.b.at(PORT)),
+            domain: "onprem.test",
+            // Client, two gateways, endpoint.
+            segments: 4,
+            more: &[],
+        }
+    }
+
+    /// The way as `nsm-interop` takes it, with new SVIDs.
+    pub fn flags(&self) -> Vec<String> {
+        let client = Workload::of(self.client.0, self.client.1, "nsc");
+        let endpoint = Workload::of(self.endpoint.0, self.endpoint.1, "nse");
+        let (near, far) = (self.client.0.trust_flag(), self.endpoint.0.trust_flag());
+        let (segments, host) = (self.segments.to_string(), self.site.addr.to_string());
+        [
+            &["-trust", &near, "-trust", &far, "-manager", &self.manager][..],
+            &["-registry", &self.registry, "-domain", self.domain, "-segments", &segments],
+            &["-client", client.dir().to_str().unwrap(), "-endpoint", endpoint.dir().to_str().unwrap()],
+            &["-endpoint-host", &host],
+            self.more,
+        ]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
+    }
+}
+
 /// Runs `nsm-interop` in a namespace and returns its lines of JSON. Panics with what it complains when a case fails.
 #[track_caller]
 pub fn nsm_interop(ns: &Namespace, args: &[&str]) -> Vec<Value> {
     lines(&ns.run_for(CASE, nsm_interop_program().to_str().unwrap(), args).ok())
-}
-
-/// `nsm-interop` in a namespace, to be given arguments and kept running.
-pub fn nsm_interop_command(ns: &Namespace) -> Command {
-    ns.command(nsm_interop_program().to_str().unwrap())
 }
 
 /// Runs `nsm-interop` where this process is.

@@ -12,7 +12,7 @@ use carrick_proxy_core::Blame;
 use carrick_registry::federation::{
     Federation, RemoteAnswer, RemoteAnswers, RemoteBlame, RemoteFault, RemoteRegistries, RemoteRegistry,
 };
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use tonic::{Code, Status};
 
 /// The registries of other domains: found by the proxy's resolver, reached over its pool, trusted as its map says.
@@ -22,13 +22,7 @@ pub(crate) struct RemotePeers(pub(crate) Peers);
 impl<T: RegistryObject> RemoteRegistry<T> for RemotePeers {
     async fn find(&self, domain: &Domain, query: T, watch: bool) -> Result<RemoteAnswers<T>, RemoteFault> {
         let answers = self.0.ask_registry(domain, query, watch).await.map_err(|e| fault(domain, &e))?;
-        let domain = domain.clone();
-        Ok(answers
-            .map(move |answer| match answer {
-                Ok((object, deleted)) => Ok(RemoteAnswer { object, deleted }),
-                Err(error) => Err(fault(&domain, &error)),
-            })
-            .boxed())
+        Ok(answers_of(domain, answers, fault))
     }
 
     async fn register(
@@ -63,13 +57,7 @@ pub(crate) struct RemotePart(pub(crate) PartRegistry);
 impl<T: RegistryObject> RemoteRegistry<T> for RemotePart {
     async fn find(&self, domain: &Domain, query: T, watch: bool) -> Result<RemoteAnswers<T>, RemoteFault> {
         let answers = self.0.ask(query, watch).await.map_err(|e| part_fault(domain, &e))?;
-        let domain = domain.clone();
-        Ok(answers
-            .map(move |answer| match answer {
-                Ok((object, deleted)) => Ok(RemoteAnswer { object, deleted }),
-                Err(error) => Err(part_fault(&domain, &error)),
-            })
-            .boxed())
+        Ok(answers_of(domain, answers, part_fault))
     }
 
     async fn register(
@@ -94,6 +82,17 @@ impl RemoteRegistries for RemotePart {
 
     /// A call that gets no answer drops the connection itself.
     fn lost(&self, _: &Domain) {}
+}
+
+/// Answers of the proxy in the registry's words.
+fn answers_of<T: Send + 'static, E: 'static>(
+    domain: &Domain,
+    answers: impl Stream<Item = Result<(T, bool), E>> + Send + 'static,
+    fault: fn(&Domain, &E) -> RemoteFault,
+) -> RemoteAnswers<T> {
+    let domain = domain.clone();
+    let answer = move |(object, deleted)| RemoteAnswer { object, deleted };
+    answers.map(move |answered| answered.map(answer).map_err(|error| fault(&domain, &error))).boxed()
 }
 
 fn part_fault(domain: &Domain, error: &PartFault) -> RemoteFault {
