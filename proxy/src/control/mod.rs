@@ -84,7 +84,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LINGER: Duration = Duration::from_millis(500);
 
 impl ControlListener {
-    /// Serves `routes` until `tasks` stops: then peers are told (GOAWAY) and streams have a moment to end.
+    /// Serves `routes` until `tasks` stops: then peers are told (GOAWAY) and streams have a moment to end. When this returns, the
+    /// sockets are closed: who dials is refused by the system and goes elsewhere at once.
     pub async fn serve(
         self,
         routes: Routes,
@@ -103,9 +104,9 @@ impl ControlListener {
             metrics,
         });
         tasks.spawn("control trust", Arc::clone(&front).follow_trust(trust.clone(), tasks.clone()));
-        for socket in self.sockets {
-            tasks.spawn("control accept", Arc::clone(&front).accept(socket, tasks.clone()));
-        }
+        let accepting: Vec<_> = (self.sockets.into_iter())
+            .map(|socket| tasks.spawn("control accept", Arc::clone(&front).accept(socket, tasks.clone())))
+            .collect();
 
         let server = Server::builder()
             .timeout(HANDLER_DEADLINE)
@@ -133,6 +134,7 @@ impl ControlListener {
         }
         // The HTTP/2 server leaves connections with open streams to themselves.
         front.live.sever_all();
+        futures::future::join_all(accepting).await;
     }
 }
 
@@ -197,6 +199,8 @@ impl Front {
         loop {
             let accepted = tokio::select! {
                 () = &mut stopping => return,
+                // A server that failed takes nobody any more.
+                () = self.established.closed() => return,
                 accepted = socket.accept() => accepted,
             };
             match accepted {
