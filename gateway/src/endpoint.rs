@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use carrick_gateway_core::{ALPN, CloseCode, window};
 use carrick_identity::{Identity, PeerError, TrustStore, client_config, peer_id, server_config};
 use carrick_model::{SpiffeId, TrustDomain};
@@ -19,12 +20,13 @@ use quinn::{
     congestion::{BbrConfig, CubicConfig},
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls_pki_types::CertificateDer;
 
 use crate::{
     gateway::Shared,
     lane::{Lane, Role, count_refused},
-    settings::{Congestion, Settings},
+    settings::{Congestion, ResetKey, Settings},
     socket::{self, TunnelRuntime, TunnelSocket},
     threads::Threads,
 };
@@ -58,7 +60,19 @@ pub(crate) fn bind(
     server.max_incoming(settings.max_half_open);
     // quinn's drivers end with their connections and the endpoint; nobody has to tell them, or to wait.
     let runtime = Arc::new(TunnelRuntime::new(Tasks::new(), socket.clone()));
-    Endpoint::new_with_abstract_socket(EndpointConfig::default(), Some(server), socket, runtime)
+    Endpoint::new_with_abstract_socket(endpoint_config(&settings.reset_key), Some(server), socket, runtime)
+}
+
+/// Connection IDs and the tokens of stateless resets come from the same key at every start: a packet for a tunnel of before the
+/// start is known for one, and answered with the reset that its sender was promised.
+fn endpoint_config(key: &ResetKey) -> EndpointConfig {
+    let derive = |label: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key.0), label);
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"carrick stateless reset").as_ref());
+    let ids = derive(b"carrick connection ids");
+    let ids = ids.as_ref().iter().take(8).fold(0, |sum, &octet| sum << 8 | u64::from(octet));
+    let mut config = EndpointConfig::new(Arc::new(reset));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    config
 }
 
 /// How we dial gateways of `expected`.

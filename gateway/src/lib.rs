@@ -44,4 +44,4 @@ mod tunnel;
 mod windows;
 
 pub use gateway::{Admission, ControlPlane, Gateway, GatewayError, ListenerKey, Route, TunnelSnapshot};
-pub use settings::{Congestion, Settings};
+pub use settings::{Congestion, ResetKey, Settings};

@@ -1,6 +1,8 @@
 //! What the data path is told at start.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use carrick_identity::SECRET;
 
 /// How a tunnel reacts to loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,11 +14,38 @@ pub enum Congestion {
     Bbr,
 }
 
+/// What lets a gateway that has restarted tell its peers at once that their tunnels are gone, instead of after their idle timeout:
+/// stateless resets (RFC 9000 section 10.3) that the peers know to be from it. The same at every start, and nobody else's.
+#[derive(Clone)]
+pub struct ResetKey(pub(crate) [u8; SECRET]);
+
+impl ResetKey {
+    /// A key from a secret of this installation.
+    pub fn new(secret: [u8; SECRET]) -> Self {
+        Self(secret)
+    }
+}
+
+impl Default for ResetKey {
+    /// One that is forgotten with the process.
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| rand::random()))
+    }
+}
+
+impl fmt::Debug for ResetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResetKey(..)")
+    }
+}
+
 /// Settings of a gateway. They hold until the process ends.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The UDP socket of all tunnels, dialled and accepted.
     pub listen: SocketAddr,
+    /// What its stateless resets are made with.
+    pub reset_key: ResetKey,
     /// QUIC connections per dialled tunnel. One connection is one task, hence at most one core.
     pub lanes: usize,
     /// A tunnel that heard nothing for so long is lost.
@@ -45,6 +74,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
+            reset_key: ResetKey::default(),
             lanes: 1,
             idle_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(3),

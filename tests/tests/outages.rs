@@ -7,7 +7,7 @@
 )]
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     time::{Duration, Instant},
 };
 
@@ -78,6 +78,26 @@ fn flows_of_a_killed_gateway_end_and_do_not_hang() {
     mesh.b.kill();
     let ended = flow.read(&mut [0]).expect_err("an end that the application did not make is no clean one");
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_gateway_that_was_killed_and_is_back_is_reached_at_once() {
+    if !needs(MESH) {
+        return;
+    }
+    let (mut mesh, _app) = running();
+    let mut standing = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut standing, b"before");
+    standing.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    mesh.b.kill();
+    mesh.b.up();
+    // Nobody said goodbye, and the tunnel of before would be kept for another quarter of a minute. But what is sent into it now
+    // comes to somebody who knows that it is gone, and can prove to be the one who had it.
+    let back = Instant::now();
+    let ended = standing.write_all(b"into the old tunnel").and_then(|()| standing.read(&mut [0]));
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    within_or(Duration::from_secs(3), "a new flow", || works(&mesh));
+    assert!(back.elapsed() < Duration::from_secs(3), "{:?} is not at once", back.elapsed());
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! Who is let in and who is believed: DNS may say anything.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
-use carrick_tests::lab::{Carrick, LAN_APP, MESH, Mesh, PORT, Settings, TcpApp, Zone, echoes, needs};
+use carrick_tests::lab::{
+    Carrick, LAN_APP, MESH, Mesh, PORT, Settings, TcpApp, Zone, echoes, needs, try_echo, within_or,
+};
 use serde_json::Value;
 
 const UP: Duration = Duration::from_secs(15);
@@ -166,4 +171,78 @@ fn a_right_that_is_taken_away_ends_what_it_allowed() {
     assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
     mesh.a.wait_import(SERVICE, "down", UP);
     refuses(&mesh.a);
+}
+
+/// Site b's bundle as it is now, imported at site a.
+fn import_again(mesh: &Mesh) {
+    std::fs::write(mesh.b.bundle(), mesh.b.run(&["trust", "export"]).ok()).unwrap();
+    mesh.a.reload();
+}
+
+/// One step of a rotation at site b; what each of its roots does then.
+fn rotate(mesh: &Mesh, step: &str) -> Vec<String> {
+    let done: Value =
+        serde_json::from_str(&mesh.b.run(&["trust", "rotate", step, "-o", "json"]).ok()).unwrap();
+    assert_eq!(done["in_force"], true, "the daemon was told: {done}");
+    let shown: Value = serde_json::from_str(&mesh.b.run(&["trust", "show", "-o", "json"]).ok()).unwrap();
+    let states = shown["bundles"][0]["states"].as_array().unwrap();
+    assert_eq!(states.len(), done["roots"].as_array().unwrap().len(), "{shown}");
+    states.iter().map(|state| state.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_domain_takes_another_root_and_nothing_is_cut() {
+    if !needs(MESH) {
+        return;
+    }
+    let mut mesh = Mesh::start(imports, exports);
+    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
+    mesh.a.wait_import(SERVICE, "up", UP);
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut flow, b"the first root");
+
+    assert_eq!(rotate(&mesh, "prepare"), ["active", "prepared"]);
+    import_again(&mesh);
+    assert_eq!(rotate(&mesh, "activate"), ["active", "old"]);
+    echoes(&mut flow, b"the flow of before");
+    // All that is new is under the new root now: the control connection and the tunnel of a daemon that starts.
+    mesh.b.kill();
+    mesh.b.up();
+    mesh.a.wait_import(SERVICE, "up", UP);
+    let ended = flow.write_all(b"into the tunnel of before").and_then(|()| flow.read(&mut [0]));
+    ended.expect_err("the flow ends with the daemon that carried it");
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut flow, b"the second root");
+
+    assert_eq!(rotate(&mesh, "revoke"), ["active"]);
+    echoes(&mut flow, b"a flow under the root that stays");
+    import_again(&mesh);
+    mesh.a.kill();
+    mesh.a.up();
+    mesh.a.wait_import(SERVICE, "up", UP);
+    echoes(&mut mesh.a.connect(IMPORT).unwrap(), b"and a daemon that knows the second root only");
+}
+
+#[test]
+fn a_peer_that_has_not_imported_the_new_root_refuses_it_until_it_has() {
+    if !needs(MESH) {
+        return;
+    }
+    let mut mesh = Mesh::start(imports, exports);
+    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
+    mesh.a.wait_import(SERVICE, "up", UP);
+    mesh.b.run(&["trust", "rotate", "activate"]).failed();
+    rotate(&mesh, "prepare");
+    let refused = mesh.b.run(&["trust", "rotate", "prepare"]).failed();
+    says(&refused, &["prepared", "carrick trust rotate activate"]);
+    rotate(&mesh, "activate");
+    mesh.b.kill();
+    mesh.b.up();
+    mesh.a.wait_import(SERVICE, "down", UP);
+    refuses(&mesh.a);
+    let (step, _) = explained(&mesh.a, SERVICE);
+    assert_eq!(step["step"], "trust", "{step}");
+    import_again(&mesh);
+    mesh.a.wait_import(SERVICE, "up", UP);
+    within_or(UP, "a flow", || try_echo(&mut mesh.a.connect(IMPORT)?, b"imported"));
 }

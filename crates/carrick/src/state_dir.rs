@@ -92,6 +92,14 @@ impl StateDir {
         self.0.join("ca/root.pem")
     }
 
+    /// The directory of the embedded CA and what is in it.
+    pub(crate) fn ca_files(&self) -> io::Result<Vec<PathBuf>> {
+        let dir = self.0.join("ca");
+        let mut files = fs::read_dir(&dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        files.push(dir);
+        Ok(files)
+    }
+
     /// Where imported bundles are.
     pub(crate) fn trust(&self) -> PathBuf {
         self.0.join("trust")

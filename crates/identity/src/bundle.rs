@@ -169,9 +169,12 @@ impl Bundle {
         Ok(Self { jwt_keys, sequence, refresh_hint, ..Self::of(td, roots) })
     }
 
-    /// The bundle of one root that we made ourselves.
-    pub(crate) fn of_root(td: &TrustDomain, der: CertificateDer<'static>) -> Result<Self, BundleFault> {
-        Ok(Self::of(td, roots_of(td, vec![(1, der)])?))
+    /// The bundle of roots that we made ourselves.
+    pub(crate) fn of_roots(
+        td: &TrustDomain,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Result<Self, BundleFault> {
+        Ok(Self::of(td, roots_of(td, (1..).zip(roots).collect())?))
     }
 
     fn of(td: &TrustDomain, roots: Vec<Root>) -> Self {

@@ -1,5 +1,7 @@
 //! The embedded CA: a root of one trust domain, kept in the state directory, and the SVIDs it issues.
 
+mod rotation;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -17,6 +19,7 @@ use rustls_pki_types::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
+pub use self::rotation::{Authority, RotationError};
 use crate::{
     bundle::{Bundle, BundleFault},
     peer::{stamp, wall_of_asn1},
@@ -26,12 +29,15 @@ use crate::{
 
 /// The CA of one trust domain: an ECDSA P-256 root in `<state_dir>/ca/root.pem`.
 ///
-/// Key and certificate share the file, so that a crash cannot leave one without the other. The file is made once and
-/// never written again: what is there and cannot be used is an error, because a new root would cut the domain off from
-/// every peer that trusts the old one.
+/// Key and certificate share the file, so that a crash cannot leave one without the other. The file is made once, and
+/// replaced by a rotation alone ([`prepare`](Self::prepare)): what is there and cannot be used is an error, because a new
+/// root would cut the domain off from every peer that trusts the old one.
 pub struct EmbeddedCa {
     trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+    /// Further roots of the bundle while a rotation is under way.
+    others: Vec<(Authority, CertificateDer<'static>)>,
     bundle: Bundle,
     not_after: SystemTime,
 }
@@ -182,22 +188,35 @@ impl EmbeddedCa {
     /// Several processes may do this at once; all get the same root. Blocks for a few file operations.
     pub fn open_or_create(dir: &Path, td: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         let dir = PrivateDir::lock(&dir.join(DIR))?;
-        let path = dir.path(FILE);
-        if let Some(text) = dir.read(FILE)? {
-            let ca = Self::open(&path, td, &text, now)?;
+        if let Some(ca) = Self::read(&dir, td, now)? {
             if ca.not_after.duration_since(now).unwrap_or_default() < ROOT_WARNING {
                 tracing::warn!(trust_domain = %td, until = stamp(ca.not_after),
-                    "the root expires soon: plan a new one, which every peer must import");
+                    "the root expires soon: every peer has to import a new one; `carrick trust rotate prepare` makes it");
             }
             return Ok(ca);
         }
         let text = new_root(td, now)?;
         // Opened before it is written: what could not be opened again must not stay on disk.
-        let ca = Self::open(&path, td, text.as_bytes(), now)?;
-        dir.create(FILE, text.as_bytes())?;
+        let ca = Self::open(&dir.path(FILE), td, text.as_bytes(), now)?;
+        dir.write(FILE, text.as_bytes())?;
         tracing::info!(trust_domain = %td, fingerprint = ca.bundle.fingerprints().concat(), until = stamp(ca.not_after),
             "new root made");
         Ok(ca)
+    }
+
+    /// Reads the CA of `td` again, as other processes may have changed it: `None` when it is not there any more.
+    pub fn reopen(dir: &Path, td: &TrustDomain, now: SystemTime) -> Result<Option<Self>, CaError> {
+        Self::read(&PrivateDir::lock(&dir.join(DIR))?, td, now)
+    }
+
+    fn read(dir: &PrivateDir, td: &TrustDomain, now: SystemTime) -> Result<Option<Self>, CaError> {
+        let Some(text) = dir.read(FILE)? else { return Ok(None) };
+        let mut ca = Self::open(&dir.path(FILE), td, &text, now)?;
+        ca.others = rotation::others(dir, td, &ca.root, now)?;
+        let roots = std::iter::once(&ca.root).chain(ca.others.iter().map(|(_, root)| root)).cloned();
+        ca.bundle =
+            Bundle::of_roots(td, roots).map_err(|source| CaError::Root { path: dir.path(FILE), source })?;
+        Ok(Some(ca))
     }
 
     fn open(path: &Path, td: &TrustDomain, text: &[u8], now: SystemTime) -> Result<Self, CaError> {
@@ -205,7 +224,7 @@ impl EmbeddedCa {
         let (certificate, key) = sections(text).map_err(damaged)?;
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)
             .map_err(|_| damaged("its private key is not an ECDSA P-256 key"))?;
-        let bundle = Bundle::of_root(td, certificate.clone()).map_err(|fault| match fault {
+        let bundle = Bundle::of_roots(td, [certificate.clone()]).map_err(|fault| match fault {
             BundleFault::OtherTrustDomain { named: found, .. } => {
                 CaError::OtherTrustDomain { path: path.to_owned(), expected: td.clone(), found }
             }
@@ -227,10 +246,11 @@ impl EmbeddedCa {
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|_| damaged("its certificate's subject cannot be read"))?;
-        Ok(Self { trust_domain, issuer, bundle, not_after })
+        Ok(Self { trust_domain, issuer, root: certificate, others: Vec::new(), bundle, not_after })
     }
 
-    /// The bundle of this CA's root, for our own trust store and for others to import.
+    /// The bundle of this CA, for our own trust store and for others to import: the root that issues, and another while a
+    /// rotation is under way.
     pub fn bundle(&self) -> Bundle {
         self.bundle.clone()
     }

@@ -15,15 +15,15 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn td(name: &str) -> TrustDomain {
+pub(super) fn td(name: &str) -> TrustDomain {
     TrustDomain::new(name).unwrap()
 }
 
-fn gateway() -> SpiffeId {
+pub(super) fn gateway() -> SpiffeId {
     SpiffeId::new("spiffe://a.test/carrick/gateway").unwrap()
 }
 
-fn now() -> SystemTime {
+pub(super) fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
@@ -46,7 +46,12 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-fn verifies(bundle: Bundle, svid: &Svid, role: Role, at: SystemTime) -> Result<(), crate::PeerError> {
+pub(super) fn verifies(
+    bundle: Bundle,
+    svid: &Svid,
+    role: Role,
+    at: SystemTime,
+) -> Result<(), crate::PeerError> {
     let trust = TrustStore::new();
     trust.set(bundle).unwrap();
     let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap());

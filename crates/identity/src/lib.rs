@@ -45,11 +45,11 @@ pub mod token;
 pub mod trust;
 
 pub use bundle::{Bundle, BundleError, BundleFault};
-pub use ca::{CaError, EmbeddedCa};
+pub use ca::{Authority, CaError, EmbeddedCa, RotationError};
 pub use caller::Caller;
 pub use certificate::PeerCertificate;
 pub use peer::{PeerError, peer_id};
-pub use private_file::FileError;
+pub use private_file::{FileError, SECRET, secret};
 pub use source::Identity;
 pub use svid::Svid;
 pub use tls::{client_config, client_config_any_with, client_config_with, server_config, server_config_with};

@@ -26,7 +26,8 @@ impl Bundle {
     }
 }
 
-fn block(label: &str, der: &[u8]) -> String {
+/// One block under `label`.
+pub(crate) fn block(label: &str, der: &[u8]) -> String {
     let base64 = BASE64_STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     for (index, character) in base64.chars().enumerate() {

@@ -108,26 +108,81 @@ impl PrivateDir {
         Ok(Some(bytes))
     }
 
-    /// Writes a file of mode 0600. After a crash it is either wholly there or not there. The caller holds the lock and
-    /// has seen that there is no such file.
-    pub(crate) fn create(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    /// Writes a file of mode 0600, in place of one of that name. After a crash it is either wholly there or as it was.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
         let (path, draft) = (self.path(name), self.path(&format!(".{name}.new")));
         // What an earlier crash left is never half of a file in use.
-        match std::fs::remove_file(&draft) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(at("remove", &draft)(err)),
-            _ => {}
-        }
+        unlink(&draft)?;
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
         let mut file = opened.map_err(at("create", &draft))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at("write", &draft))?;
         rename(&draft, &path).map_err(at("rename to", &path))?;
-        self.handle.sync_all().map_err(at("sync", &self.path))?;
+        self.sync()?;
         // The directory itself may be new.
         let parent = self.path.parent().unwrap_or(&self.path);
         File::open(parent).and_then(|p| p.sync_all()).map_err(at("sync", parent))
+    }
+
+    /// Puts a file in the place of another, at once.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
+        let to = self.path(to);
+        rename(self.path(from), &to).map_err(at("rename to", &to))?;
+        self.sync()
+    }
+
+    /// Removes a file; one that is not there is as good as removed.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), FileError> {
+        unlink(&self.path(name))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        self.handle.sync_all().map_err(at("sync", &self.path))
+    }
+}
+
+/// Length of a [`secret`], in octets: the block of SHA-256, so that HMAC takes all of it as it is (RFC 2104 section 3).
+pub const SECRET: usize = 64;
+
+/// The random secret `name` of this installation under the state directory `dir`, made when there is none yet. What is not
+/// [`SECRET`] octets long is replaced: nobody else knows these secrets, so a new one costs less than a start that fails.
+pub fn secret(dir: &Path, name: &str) -> Result<[u8; SECRET], FileError> {
+    let files = PrivateDir::lock(dir)?;
+    if let Some(found) = files.read(name)?.and_then(|bytes| bytes.try_into().ok()) {
+        return Ok(found);
+    }
+    let mut made = [0; SECRET];
+    aws_lc_rs::rand::fill(&mut made)
+        .map_err(|_| at("draw random octets for", &files.path(name))(io::ErrorKind::Other.into()))?;
+    files.write(name, &made)?;
+    Ok(made)
+}
+
+fn unlink(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(err)),
+        _ => Ok(()),
     }
 }
 
 fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
     move |source| FileError::Io { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_made_once_and_mended_when_it_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = secret(dir.path(), "tunnel.key").unwrap();
+        assert_ne!(made, [0; SECRET]);
+        assert_eq!(secret(dir.path(), "tunnel.key").unwrap(), made);
+        let path = dir.path().join("tunnel.key");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&path, &made[..10]).unwrap();
+        let mended = secret(dir.path(), "tunnel.key").unwrap();
+        assert!(mended != made && secret(dir.path(), "tunnel.key").unwrap() == mended);
+    }
 }

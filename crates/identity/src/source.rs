@@ -8,10 +8,11 @@ use std::{
 use arc_swap::ArcSwap;
 use carrick_model::{SpiffeId, TrustDomain, cause::in_one_line};
 use carrick_runtime::Backoff;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    ca::{CaError, EmbeddedCa},
+    ca::{Authority, CaError, EmbeddedCa},
     peer::stamp,
     svid::Svid,
     token::{Token, TokenError},
@@ -28,7 +29,8 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    ca: EmbeddedCa,
+    /// Held while an SVID is issued and put in place, so that the last root to come is the one that issues.
+    ca: Mutex<EmbeddedCa>,
     id: SpiffeId,
     lifetime: Duration,
     token_lifetime: Duration,
@@ -64,6 +66,7 @@ impl Identity {
     ) -> Result<Self, CaError> {
         let current = ArcSwap::from_pointee(ca.issue(&id, lifetime, now)?.bound_tokens(token_lifetime));
         let rotations = watch::Sender::new(0);
+        let ca = Mutex::new(ca);
         Ok(Self { inner: Arc::new(Inner { ca, id, lifetime, token_lifetime, current, rotations }) })
     }
 
@@ -96,11 +99,24 @@ impl Identity {
 
     /// Takes a fresh SVID with a fresh key. On an error the current one stays.
     pub fn rotate(&self, now: SystemTime) -> Result<(), CaError> {
-        let Inner { ca, id, lifetime, token_lifetime, .. } = &*self.inner;
-        let svid = ca.issue(id, *lifetime, now)?.bound_tokens(*token_lifetime);
-        self.inner.current.store(Arc::new(svid));
-        self.inner.rotations.send_modify(|count| *count += 1);
-        Ok(())
+        self.inner.renew(&self.inner.ca.lock(), now)
+    }
+
+    /// Goes on with `ca`, the same CA as it is on disk now. When another of its roots issues than before, a fresh SVID is
+    /// taken at once, and true returned. On an error nothing changes.
+    pub fn adopt(&self, ca: EmbeddedCa, now: SystemTime) -> Result<bool, CaError> {
+        let mut current = self.inner.ca.lock();
+        let another = !current.has_root_of(&ca);
+        if another {
+            self.inner.renew(&ca, now)?;
+        }
+        *current = ca;
+        Ok(another)
+    }
+
+    /// What each root of the own bundle does, in its order.
+    pub fn authorities(&self) -> Vec<Authority> {
+        self.inner.ca.lock().authorities()
     }
 
     /// Renews at half of each SVID's lifetime and retries with back-off. Never returns: `select!` it against the end
@@ -130,6 +146,15 @@ impl Identity {
                 }
             }
         }
+    }
+}
+
+impl Inner {
+    fn renew(&self, ca: &EmbeddedCa, now: SystemTime) -> Result<(), CaError> {
+        let svid = ca.issue(&self.id, self.lifetime, now)?.bound_tokens(self.token_lifetime);
+        self.current.store(Arc::new(svid));
+        self.rotations.send_modify(|count| *count += 1);
+        Ok(())
     }
 }
 
@@ -183,6 +208,23 @@ mod tests {
         let err = identity.rotate(now + Duration::from_secs(20 * 365 * 86_400)).unwrap_err();
         assert!(matches!(err, CaError::RootExpired { .. }));
         assert!(Arc::ptr_eq(&before, &identity.current()));
+    }
+
+    #[test]
+    fn a_root_that_was_rotated_issues_at_once() {
+        let now = SystemTime::now();
+        let (dir, identity) = identity(Duration::from_secs(3_600), now);
+        let td = identity.trust_domain();
+        let before = identity.current();
+        let prepared = EmbeddedCa::prepare(dir.path(), &td, now).unwrap();
+        assert!(!identity.adopt(prepared, now).unwrap(), "the same root issues");
+        assert!(Arc::ptr_eq(&before, &identity.current()));
+        assert_eq!(identity.authorities(), [Authority::Active, Authority::Prepared]);
+
+        let active = EmbeddedCa::activate(dir.path(), &td, now).unwrap();
+        assert!(identity.adopt(active, now).unwrap());
+        assert_ne!(before.chain(), identity.current().chain());
+        assert_eq!(identity.authorities(), [Authority::Active, Authority::Old]);
     }
 
     #[tokio::test]

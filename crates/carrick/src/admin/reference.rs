@@ -218,6 +218,7 @@ fn trust_list() -> TrustList {
         own: false,
         source: "imported".into(),
         fingerprints: vec!["1c1e43e7e60707c789a0e622d931ecd66e46191afa3affd78a3f01a20a887394".into()],
+        states: Vec::new(),
         not_after: Timestamp(now() + Duration::from_secs(86_400 * 3_650)),
     };
     TrustList { bundles: vec![row] }

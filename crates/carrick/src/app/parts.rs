@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use carrick_config::{Config, Congestion, Lanes};
-use carrick_gateway::Gateway;
+use carrick_gateway::{Gateway, ResetKey};
 use carrick_identity::{EmbeddedCa, Identity, TrustStore};
 use carrick_model::{Host, ServeUrl, SpiffeId};
 use carrick_proxy::{
@@ -59,6 +59,8 @@ const GATEWAY_PATH: &str = "/carrick/gateway";
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// The file of virtual addresses in the state directory.
 const VIRTUAL_IPS: &str = "virtual_ips.json";
+/// The file of the secret that stateless resets are made with.
+const TUNNEL_KEY: &str = "tunnel.key";
 /// The service under which NSM's forwarders register (`NSM_FORWARDER_NETWORK_SERVICE_NAME`).
 const FORWARDER: &str = "forwarder";
 /// Names whose DNS answers are kept (design: 10,000 domains known).
@@ -71,7 +73,6 @@ pub(crate) struct Daemon {
     pub(crate) config_path: Option<PathBuf>,
     pub(crate) state: StateDir,
     pub(crate) identity: Identity,
-    pub(crate) own_bundle: carrick_identity::Bundle,
     pub(crate) trust: TrustStore,
     pub(crate) trust_map: TrustMap,
     pub(crate) trusted: Mutex<Vec<Trusted>>,
@@ -132,11 +133,10 @@ impl Daemon {
         // Every socket, before anything begins.
         let mut control_listener = ControlListener::bind(config.listen.control).await?;
         let nsm = nsm::listen(&config, &mut control_listener).await?;
-        let mut settings = gateway_settings(&config);
-        settings.listen = config.listen.tunnel;
+        let reset_key = ResetKey::new(carrick_identity::secret(state.path(), TUNNEL_KEY)?);
         let gateway = Gateway::bind(
             config.domain.clone(),
-            settings,
+            gateway_settings(&config, reset_key),
             identity.clone(),
             trust.clone(),
             metrics.clone(),
@@ -250,7 +250,6 @@ impl Daemon {
             config_path,
             state,
             identity,
-            own_bundle,
             trust,
             trust_map,
             trusted: Mutex::new(trusted),
@@ -374,9 +373,10 @@ fn embedded_identity(
     Ok((identity, bundle))
 }
 
-fn gateway_settings(config: &Config) -> carrick_gateway::Settings {
+fn gateway_settings(config: &Config, reset_key: ResetKey) -> carrick_gateway::Settings {
     carrick_gateway::Settings {
         listen: config.listen.tunnel,
+        reset_key,
         lanes: match config.tunnel.lanes {
             // One QUIC connection keeps one core of each side busy; the other cores are for the sockets of the flows.
             Lanes::Auto => std::thread::available_parallelism().map_or(1, |n| n.get() / 2).clamp(1, 8),

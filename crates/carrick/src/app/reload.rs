@@ -1,9 +1,10 @@
 //! A new config, as differences: what did not change is not touched.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use carrick_config::{Config, Export, Registry};
-use carrick_model::{ExportTarget, ServiceName};
+use carrick_identity::{CaError, EmbeddedCa};
+use carrick_model::{ExportTarget, ServiceName, cause::in_one_line};
 use carrick_proxy::catalogue::LocalExport;
 use carrick_registry::{ExportRecord, PORT_LABEL};
 
@@ -107,7 +108,8 @@ fn effective(old: &Config, new: Config) -> Config {
 }
 
 fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Result<(), Problem> {
-    let (all, faults) = trust::read(config, &daemon.state, &daemon.own_bundle);
+    let ca = own_ca(daemon, config)?;
+    let (all, faults) = trust::read(config, &daemon.state, &ca.bundle());
     if let Some(fault) = faults.into_iter().next() {
         let hint = fault.hint();
         return Err(
@@ -117,6 +119,10 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
     let before = std::mem::replace(&mut *daemon.trusted.lock(), all.clone());
     let gone = trust::apply(&all, &daemon.trust, &daemon.trust_map)
         .map_err(|error| Problem::new(ProblemCode::InvalidConfig, error.to_string()).hint(error.hint()))?;
+    // After the bundle: who of our own domain is shown an SVID of a new root has to trust that root already.
+    if daemon.identity.adopt(ca, SystemTime::now()).map_err(|error| ca_problem(&error))? {
+        done.applied.push("identity: the new root issues".to_owned());
+    }
     for trust_domain in &gone {
         daemon.gateway.untrust(trust_domain);
     }
@@ -133,6 +139,24 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
         done.applied.push(format!("trust {}: removed", old.domain));
     }
     Ok(())
+}
+
+/// The own CA as it is on disk: `carrick trust rotate` changes it there.
+fn own_ca(daemon: &Daemon, config: &Config) -> Result<EmbeddedCa, Problem> {
+    match EmbeddedCa::reopen(daemon.state.path(), &config.trust_domain, SystemTime::now()) {
+        Ok(Some(ca)) => Ok(ca),
+        Ok(None) => {
+            let root = daemon.state.ca_root();
+            let message = format!("the domain's root {} is gone; the daemon goes on with it", root.display());
+            let hint = "restore the file from a backup before the next start, which would make another root";
+            Err(Problem::new(ProblemCode::InvalidConfig, message).hint(hint))
+        }
+        Err(error) => Err(ca_problem(&error)),
+    }
+}
+
+fn ca_problem(error: &CaError) -> Problem {
+    Problem::new(ProblemCode::InvalidConfig, in_one_line(error)).hint(error.hint())
 }
 
 /// Offers the config's exports: to the proxy, which decides about requests, and to the registry, which is asked for them.

@@ -3,7 +3,7 @@
 use std::{error::Error, io::Write};
 
 use carrick_config::{EnvironmentFaults, LoadError};
-use carrick_identity::{BundleError, CaError, PeerError};
+use carrick_identity::{BundleError, CaError, FileError, PeerError, RotationError};
 use serde::Serialize;
 
 use crate::{
@@ -159,6 +159,8 @@ fn own_hint(err: &(dyn Error + 'static)) -> Option<String> {
         EnvironmentFaults => |e| Some(e.hint().into()),
         BundleError => |e| Some(e.hint().into()),
         CaError => |e| Some(e.hint().into()),
+        FileError => |e| Some(e.hint().into()),
+        RotationError => |e| Some(e.hint().into()),
         carrick_registry::store::OpenError => |e| Some(e.hint().into()),
         carrick_gateway::GatewayError => |e| Some(e.hint().into()),
         carrick_proxy::control::BindError => |e| Some(e.hint()),

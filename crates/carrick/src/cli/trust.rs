@@ -2,6 +2,8 @@
 //!
 //! Works on the state directory, so a bundle can be exchanged before the first start; a running daemon is told.
 
+mod rotate;
+
 use std::{io::Read, path::PathBuf, time::SystemTime};
 
 use anyhow::Context;
@@ -77,6 +79,9 @@ EXAMPLES
         #[arg(long, value_name = "DOMAIN")]
         domain: Domain,
     },
+    /// Replace the own root, in three steps that cut nobody off
+    #[command(subcommand, after_help = rotate::EXAMPLES)]
+    Rotate(rotate::Step),
 }
 
 fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
@@ -110,6 +115,7 @@ pub(super) async fn run(command: Trust, global: &Global, output: Output) -> anyh
             import(&state, &client, config.as_ref(), &domain, &bundle, output).await
         }
         Trust::Remove { domain } => remove(&state, &client, &domain).await,
+        Trust::Rotate(step) => rotate::run(step, &state, &client, output).await,
     }
 }
 
@@ -134,13 +140,18 @@ pub(super) fn no_root(state: &StateDir) -> Advice {
 pub(super) fn create_own(state: &StateDir, trust_domain: &TrustDomain) -> anyhow::Result<EmbeddedCa> {
     state.create()?;
     let ca = EmbeddedCa::open_or_create(state.path(), trust_domain, SystemTime::now())?;
-    let root = state.ca_root();
-    for path in root.parent().into_iter().chain([root.as_path()]) {
+    adopt_ca(state)?;
+    Ok(ca)
+}
+
+/// Gives the files of the CA to the daemon's user.
+fn adopt_ca(state: &StateDir) -> anyhow::Result<()> {
+    for path in state.ca_files()? {
         state
-            .adopt(path)
+            .adopt(&path)
             .with_context(|| format!("{}: cannot give it to the daemon's user", path.display()))?;
     }
-    Ok(ca)
+    Ok(())
 }
 
 /// The own root as an earlier start left it: its certificate says the trust domain.
@@ -172,39 +183,29 @@ fn trust_domain_of(pem: &[u8]) -> Option<TrustDomain> {
 /// What the daemon would trust, as far as the files say it.
 fn offline(state: &StateDir, config: Option<&Config>) -> anyhow::Result<TrustList> {
     let mut bundles = Vec::new();
-    if let Some(own) = read_own(state)?.map(|ca| ca.bundle()) {
+    if let Some(ca) = read_own(state)? {
         let domain = match config {
             Some(config) => Some(config.domain.clone()),
             // A trust domain may be a name that no domain has; then there is none to show.
-            None => own.trust_domain().to_string().parse().ok(),
+            None => ca.trust_domain().to_string().parse().ok(),
         };
-        bundles.extend(domain.map(|domain| row(domain, &own, "embedded")));
+        let row = |domain| TrustRow::new(domain, &ca.bundle(), "embedded", Some(&ca.authorities()));
+        bundles.extend(domain.map(row));
     }
     let configured = config.map(|c| c.trust.as_slice()).unwrap_or_default();
     for trust in configured {
         let BundleSource::File(path) = &trust.bundle;
         let bundle = Bundle::read(&trust.trust_domain, path)?;
-        bundles.push(row(trust.domain.clone(), &bundle, "config"));
+        bundles.push(TrustRow::new(trust.domain.clone(), &bundle, "config", None));
     }
     let (imported, faults) = trust_file::read_all(state);
     for fault in faults {
         note(format!("{:#}", anyhow::Error::from(fault)));
     }
     for trust in imported.iter().filter(|t| configured.iter().all(|c| c.domain != t.domain)) {
-        bundles.push(row(trust.domain.clone(), &trust.bundle, "imported"));
+        bundles.push(TrustRow::new(trust.domain.clone(), &trust.bundle, "imported", None));
     }
     Ok(TrustList { bundles })
-}
-
-fn row(domain: Domain, bundle: &Bundle, source: &str) -> TrustRow {
-    TrustRow {
-        domain,
-        trust_domain: bundle.trust_domain().to_string(),
-        own: source == "embedded",
-        source: source.to_owned(),
-        fingerprints: bundle.fingerprints(),
-        not_after: bundle.not_after().into(),
-    }
 }
 
 fn human(list: &TrustList, style: Style, now: SystemTime) -> String {
@@ -213,11 +214,16 @@ fn human(list: &TrustList, style: Style, now: SystemTime) -> String {
         for (i, fingerprint) in bundle.fingerprints.iter().enumerate() {
             let first = |text: &str| if i == 0 { Cell::from(text) } else { Cell::from(" ") };
             let ends = until(bundle.not_after, now);
-            let source = if bundle.own { "own" } else { &bundle.source };
+            let source = match bundle.states.get(i).map(String::as_str) {
+                // The one root that there is usually.
+                Some("active") if bundle.states.len() == 1 => Cell::from("own"),
+                Some(state) => Cell::from(format!("own, {state}")),
+                None => first(&bundle.source),
+            };
             table.row([
                 first(bundle.domain.as_str()),
                 first(&bundle.trust_domain),
-                first(source),
+                source,
                 first(&ends),
                 fingerprint.as_str().into(),
             ]);
@@ -351,6 +357,7 @@ mod tests {
             own,
             source: if own { "embedded" } else { "imported" }.into(),
             fingerprints: fingerprints.iter().map(ToString::to_string).collect(),
+            states: if own { vec!["active".into()] } else { Vec::new() },
             not_after: Timestamp(now() + std::time::Duration::from_secs(86_400 * 30)),
         };
         let list = TrustList {
@@ -363,6 +370,17 @@ DOMAIN       TRUST DOMAIN  SOURCE    ENDS       SHA-256 OF THE ROOT
 cloud.test   cloud.test    own       in 30d 0h  aa
 onprem.test  onprem.test   imported  in 30d 0h  bb
                                                 cc
+"
+        );
+
+        let mut rotating = TrustList { bundles: vec![row("cloud.test", true, &["aa", "dd"])] };
+        rotating.bundles[0].states.push("prepared".into());
+        assert_eq!(
+            human(&rotating, Style::default(), now()),
+            "\
+DOMAIN      TRUST DOMAIN  SOURCE         ENDS       SHA-256 OF THE ROOT
+cloud.test  cloud.test    own, active    in 30d 0h  aa
+                          own, prepared             dd
 "
         );
     }

@@ -13,7 +13,7 @@ use std::{
 use carrick_model::{Domain, ListenAddress, ServiceName};
 use carrick_proxy::imports::{self, ImportStatus};
 
-use super::{imports::AddError, parts::Daemon, reload};
+use super::{imports::AddError, parts::Daemon, reload, trust::Trusted};
 use crate::admin::{
     VERSION,
     api::{
@@ -147,18 +147,15 @@ impl Control for Admin {
 
     async fn trust(&self) -> Vec<TrustRow> {
         let own = self.domain();
+        let authorities = self.0.identity.authorities();
         let mut rows: Vec<TrustRow> = self
             .0
             .trusted
             .lock()
             .iter()
-            .map(|trusted| TrustRow {
-                domain: trusted.domain.clone(),
-                trust_domain: trusted.bundle.trust_domain().to_string(),
-                own: trusted.domain == own,
-                source: trusted.origin.as_str().to_owned(),
-                fingerprints: trusted.bundle.fingerprints(),
-                not_after: trusted.bundle.not_after().into(),
+            .map(|Trusted { domain, bundle, origin }| {
+                let authorities = (*domain == own).then_some(authorities.as_slice());
+                TrustRow::new(domain.clone(), bundle, origin.as_str(), authorities)
             })
             .collect();
         rows.sort_by(|a, b| (!a.own, &a.domain).cmp(&(!b.own, &b.domain)));
