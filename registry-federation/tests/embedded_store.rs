@@ -32,7 +32,16 @@ impl Directory {
 #[tonic::async_trait]
 impl Place for Directory {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(EmbeddedStore::open(&self.file()).unwrap())
+        // The lock on a file goes with its last descriptor, and the test that kills children beside this one copies all of them
+        // for the moment between fork and exec.
+        let mut left = 100;
+        loop {
+            match EmbeddedStore::open(&self.file()) {
+                Err(OpenError::InUse { .. }) if left > 0 => left -= 1,
+                opened => return Arc::new(opened.unwrap()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 

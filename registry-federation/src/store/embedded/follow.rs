@@ -110,6 +110,8 @@ fn read(file: Arc<File>) -> mpsc::Receiver<StoreEvent> {
             Ok(revision) => StoreEvent::Synced(revision),
             Err(fault) => StoreEvent::Lost(file.fault(&fault).to_string()),
         };
+        // Who hears the end may close the store and open it again at once.
+        drop((database, file));
         let _gone = sender.blocking_send(last);
     });
     receiver
