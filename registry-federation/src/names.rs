@@ -23,7 +23,7 @@ pub(crate) enum Addressed {
     To(Domain, String),
 }
 
-/// Why the names of a query are not understood.
+/// Why the names of a query or a registration are not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// What follows the first `@` is not a domain.
@@ -34,8 +34,9 @@ pub enum NameError {
         /// What is wrong with its domain.
         fault: DomainError,
     },
-    /// Two names of one query are of different domains.
-    #[error("the query names two domains, {first} and {second}: ask for one at a time")]
+    /// Two names of one object are of different domains. An object is asked for, or registered, in one: of the others nothing would
+    /// be left but a service's plain name in the wrong domain.
+    #[error("the names are of two domains, {first} and {second}: make one call for each domain")]
     TwoDomains {
         /// The domain named first.
         first: Domain,

@@ -96,8 +96,8 @@ fn a_gateway_that_was_killed_and_is_back_is_reached_at_once() {
     let back = Instant::now();
     let ended = standing.write_all(b"into the old tunnel").and_then(|()| standing.read(&mut [0]));
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    within_or(Duration::from_secs(3), "a new flow", || works(&mesh));
-    assert!(back.elapsed() < Duration::from_secs(3), "{:?} is not at once", back.elapsed());
+    within_or(Duration::from_secs(5), "a new flow", || works(&mesh));
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?} is not at once", back.elapsed());
 }
 
 #[test]

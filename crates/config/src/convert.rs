@@ -143,6 +143,7 @@ impl<'n> Draft<'n> {
             imports: values(imports),
             registry: Registry {
                 store: registry.store?,
+                store_given: registry.store_given,
                 admit: values(registry.admit),
                 show: values(registry.show),
             },

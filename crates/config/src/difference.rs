@@ -107,7 +107,7 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         [servers => "dns.servers", suffix => "dns.suffix", virtual_ips => "dns.virtual_ips", timeout => "dns.timeout",
          attempts => "dns.attempts", max_stale => "dns.max_stale", ttl => "dns.ttl"]);
     differing!(keys, Registry, &old.registry, &new.registry,
-        [store => "registry.store"], not: [admit, show]);
+        [store => "registry.store"], not: [store_given, admit, show]);
     differing!(keys, Compat, &old.compat, &new.compat, [], not: [nsm]);
     differing!(keys, Nsm, &old.compat.nsm, &new.compat.nsm,
         [on => "compat.nsm", listen => "compat.nsm.listen", socket_mode => "compat.nsm.socket_mode",

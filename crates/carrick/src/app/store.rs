@@ -11,6 +11,17 @@ use carrick_runtime::Tasks;
 
 /// The file of registrations in the state directory.
 const FILE: &str = "registry.redb";
+/// The key that names a store.
+pub(crate) const KEY: &str = "registry.store";
+
+/// A store that is named and not used.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unused {
+    /// What happens, and by which key.
+    pub(crate) message: String,
+    /// What to do.
+    pub(crate) hint: &'static str,
+}
 
 /// Opens the store. An etcd is not called yet, so it may be away.
 pub(crate) fn open(config: &Config, state: &Path, tasks: &Tasks) -> anyhow::Result<Arc<dyn Store>> {
@@ -18,6 +29,26 @@ pub(crate) fn open(config: &Config, state: &Path, tasks: &Tasks) -> anyhow::Resu
         Chosen::Embedded => Arc::new(EmbeddedStore::open(&state.join(FILE))?),
         Chosen::Etcd(etcd) => Arc::new(EtcdStore::new(&settings(config, etcd), tasks)?),
     })
+}
+
+/// What there is to say when the config names a store and leaves the records to NSM's registry all the same.
+pub(crate) fn unused(config: &Config) -> Option<Unused> {
+    let registry = config.compat.nsm.registry_url.as_ref().filter(|_| config.registry.store_given)?;
+    let store = match &config.registry.store {
+        Chosen::Embedded => "the embedded store",
+        Chosen::Etcd(_) => "the etcd",
+    };
+    Some(Unused {
+        message: format!("{store} is not used: `compat.nsm.registry_url` leaves the records to {registry}"),
+        hint: "remove `registry.store`, or `compat.nsm.registry_url` (`NSM_REGISTRY_URL`) to keep records here",
+    })
+}
+
+/// Says in the log that the store is not used.
+pub(crate) fn tell_unused(config: &Config) {
+    if let Some(Unused { message, hint }) = unused(config) {
+        tracing::warn!(key = KEY, hint, "{message}");
+    }
 }
 
 /// How the etcd of the config is called.

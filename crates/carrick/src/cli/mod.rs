@@ -310,6 +310,7 @@ fn up(global: &Global) -> anyhow::Result<()> {
     }
     let _written_before_the_end = logging::init(&config.log, global.verbose)?;
     app::tell_environment(&environment);
+    app::store::tell_unused(&config);
     app::run(config, Some(path))
 }
 

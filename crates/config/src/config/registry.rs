@@ -9,6 +9,8 @@ use carrick_model::{AccessRule, HostPort};
 pub struct Registry {
     /// Where its records are kept.
     pub store: Store,
+    /// Whether the text says so: nobody is to be told of a default that is not used.
+    pub store_given: bool,
     /// Who of another trust domain may register which services here. Own callers may register any.
     pub admit: Vec<AccessRule>,
     /// Who of another trust domain may see which registered services. Exports have `allow` instead.

@@ -19,6 +19,7 @@ const MAX_ENDPOINTS: usize = 16;
 pub(crate) struct DraftRegistry<'n> {
     /// `None`: it could not be read.
     pub(crate) store: Option<Store>,
+    pub(crate) store_given: bool,
     pub(crate) admit: Vec<Placed<'n, AccessRule>>,
     pub(crate) show: Vec<Placed<'n, AccessRule>>,
 }
@@ -51,6 +52,7 @@ impl<'n> Draft<'n> {
         };
         DraftRegistry {
             store,
+            store_given: at.keys().any(|(key, _)| key == "store"),
             admit: self.list(&raw.admit, &at.key("admit"), Self::access),
             show: self.list(&raw.show, &at.key("show"), Self::access),
         }

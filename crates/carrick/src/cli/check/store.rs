@@ -12,8 +12,12 @@ use crate::{
 /// What the findings are about.
 const SUBJECT: &str = "registry.etcd.endpoints";
 
-/// One finding for each member; none for the embedded store, which is a file in the state directory.
+/// One finding for each member; none for the embedded store, which is a file in the state directory. A store that is not used is
+/// told as such and not called.
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
+    if let Some(unused) = app::store::unused(config) {
+        return vec![Finding::new(Level::Warning, app::store::KEY, unused.message).hint(unused.hint)];
+    }
     let Store::Etcd(etcd) = &config.registry.store else { return Vec::new() };
     match probe(&app::store::settings(config, etcd)).await {
         Ok(members) => members.into_iter().map(|(member, facts)| of(&member, facts)).collect(),
@@ -46,6 +50,33 @@ fn of(member: &str, facts: Result<MemberFacts, EtcdFault>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_beside_the_registry_of_nsm_is_told_and_not_called() {
+        let nsm = "compat: { nsm: { registry_url: 'registry:5002' } }";
+        let etcd = "registry: { store: etcd, etcd: { endpoints: ['127.0.0.1:1'] } }";
+        let embedded = "registry: { store: embedded }";
+        let variable = [("NSM_REGISTRY_URL".to_owned(), "registry:5002".to_owned())];
+        let found = async |keys: &[&str], variables: &[(String, String)]| {
+            let text = format!("domain: a.test\n{}", keys.join("\n"));
+            let mut config = carrick_config::parse(&text).unwrap();
+            config.apply_environment(variables.iter().cloned()).unwrap();
+            check(&config).await
+        };
+        for (store, word) in [(etcd, "the etcd"), (embedded, "the embedded store")] {
+            let (by_file, by_variable) = (found(&[store, nsm], &[]).await, found(&[store], &variable).await);
+            assert_eq!(by_file, by_variable, "the variable is as good as the key");
+            let [finding] = by_file.as_slice() else { panic!("{by_file:?}") };
+            assert_eq!((finding.level, finding.subject.as_str()), (Level::Warning, "registry.store"));
+            assert!(finding.message.starts_with(word), "{finding:?}");
+            assert!(finding.message.contains("`compat.nsm.registry_url`"), "{finding:?}");
+            assert!(finding.message.ends_with("tcp://registry:5002"), "{finding:?}");
+        }
+        assert!(found(&[nsm], &[]).await.is_empty(), "a default is nothing to warn of");
+        assert!(found(&[embedded], &[]).await.is_empty());
+        let called = found(&[etcd], &[]).await;
+        assert!(called.iter().all(|f| f.subject == SUBJECT) && called.len() == 1, "{called:?}");
+    }
 
     #[test]
     fn a_member_is_told_with_what_it_says() {
