@@ -314,7 +314,9 @@ fn human_import(imported: &Imported, style: Style) -> String {
     for fingerprint in &imported.fingerprints {
         text.push_str(&format!("  sha256 {fingerprint}\n"));
     }
-    for fingerprint in imported.replaced.iter().flatten() {
+    // While the domain takes another root, the one that we know is in both bundles.
+    let gone = |root: &&String| !imported.fingerprints.contains(root);
+    for fingerprint in imported.replaced.iter().flatten().filter(gone) {
         text.push_str(&format!("  {} {fingerprint}\n", style.paint(Mark::Warning, "replaced")));
     }
     text.push_str("Compare them with what `carrick trust show` says there.\n");
@@ -383,6 +385,23 @@ cloud.test  cloud.test    own, active    in 30d 0h  aa
                           own, prepared             dd
 "
         );
+    }
+
+    #[test]
+    fn an_import_tells_which_roots_are_gone() {
+        let roots = |names: &[&str]| -> Vec<String> { names.iter().map(ToString::to_string).collect() };
+        let imported = Imported {
+            domain: "onprem.test".parse().unwrap(),
+            trust_domain: "onprem.test".into(),
+            fingerprints: roots(&["bb", "cc"]),
+            not_after: Timestamp(now()),
+            replaced: Some(roots(&["aa", "bb"])),
+            path: PathBuf::new(),
+            in_force: true,
+        };
+        let text = human_import(&imported, Style::default());
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  ")).collect();
+        assert_eq!(lines, ["  sha256 bb", "  sha256 cc", "  replaced aa"], "{text}");
     }
 
     #[test]
