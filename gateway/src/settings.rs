@@ -29,7 +29,7 @@ impl ResetKey {
 impl Default for ResetKey {
     /// One that is forgotten with the process.
     fn default() -> Self {
-        Self(std::array::from_fn(|_| rand::random()))
+        Self(rand::random())
     }
 }
 

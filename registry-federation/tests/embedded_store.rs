@@ -8,7 +8,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -16,6 +16,10 @@ use carrick_registry::store::{EmbeddedStore, Expect, OpenError, Store};
 use store_contract::{Follower, Place, key, put, record};
 
 mod store_contract;
+
+/// Held while a child is made. Between fork and exec it has copies of all our descriptors, and the lock on a file goes with the last
+/// of them: a store that was closed meanwhile would be found in use.
+static SPAWNING: RwLock<()> = RwLock::new(());
 
 struct Directory(tempfile::TempDir);
 
@@ -32,16 +36,8 @@ impl Directory {
 #[tonic::async_trait]
 impl Place for Directory {
     async fn open(&self) -> Arc<dyn Store> {
-        // The lock on a file goes with its last descriptor, and the test that kills children beside this one copies all of them
-        // for the moment between fork and exec.
-        let mut left = 100;
-        loop {
-            match EmbeddedStore::open(&self.file()) {
-                Err(OpenError::InUse { .. }) if left > 0 => left -= 1,
-                opened => return Arc::new(opened.unwrap()),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let _no_copies = SPAWNING.read().unwrap();
+        Arc::new(EmbeddedStore::open(&self.file()).unwrap())
     }
 }
 
@@ -117,13 +113,16 @@ fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
     let mut acknowledged: BTreeMap<String, u64> = BTreeMap::new();
     let mut highest = 0;
     for life in 0..12_u64 {
-        let mut child = Command::new(env::current_exe().unwrap())
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
             .args(["--exact", "the_child_that_is_killed", "--nocapture", "--test-threads=1"])
             .env(FILE_OF_CHILD, directory.file())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        let mut child = {
+            let _alone = SPAWNING.write().unwrap();
+            command.spawn().unwrap()
+        };
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // A different moment in each life: from the first commits on, then further and further in.
         let enough = 1 + life * life * 23 % 977;

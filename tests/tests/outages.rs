@@ -8,6 +8,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,14 @@ fn works(mesh: &Mesh) -> std::io::Result<()> {
     try_echo(&mut mesh.a.connect(IMPORT)?, b"hello")
 }
 
+/// A flow that has carried something, and on which a read waits for so long from now on.
+fn standing(mesh: &Mesh, limit: Duration) -> TcpStream {
+    let mut flow = mesh.a.connect(IMPORT).unwrap();
+    echoes(&mut flow, b"before");
+    flow.set_read_timeout(Some(limit)).unwrap();
+    flow
+}
+
 #[test]
 fn a_database_session_after_its_gateway_was_killed() {
     if !needs(&[MESH, &["postgres", "initdb", "psql"]].concat()) {
@@ -72,9 +81,7 @@ fn flows_of_a_killed_gateway_end_and_do_not_hang() {
         return;
     }
     let (mut mesh, _app) = running();
-    let mut flow = mesh.a.connect(IMPORT).unwrap();
-    echoes(&mut flow, b"before");
-    flow.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut flow = standing(&mesh, Duration::from_secs(60));
     mesh.b.kill();
     let ended = flow.read(&mut [0]).expect_err("an end that the application did not make is no clean one");
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
@@ -86,15 +93,13 @@ fn a_gateway_that_was_killed_and_is_back_is_reached_at_once() {
         return;
     }
     let (mut mesh, _app) = running();
-    let mut standing = mesh.a.connect(IMPORT).unwrap();
-    echoes(&mut standing, b"before");
-    standing.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut flow = standing(&mesh, Duration::from_secs(60));
     mesh.b.kill();
     mesh.b.up();
     // Nobody said goodbye, and the tunnel of before would be kept for another quarter of a minute. But what is sent into it now
     // comes to somebody who knows that it is gone, and can prove to be the one who had it.
     let back = Instant::now();
-    let ended = standing.write_all(b"into the old tunnel").and_then(|()| standing.read(&mut [0]));
+    let ended = flow.write_all(b"into the old tunnel").and_then(|()| flow.read(&mut [0]));
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
     within_or(Duration::from_secs(5), "a new flow", || works(&mesh));
     assert!(back.elapsed() < Duration::from_secs(5), "{:?} is not at once", back.elapsed());
@@ -106,9 +111,7 @@ fn a_link_that_is_cut_for_five_seconds() {
         return;
     }
     let (mesh, _app) = running();
-    let mut flow = mesh.a.connect(IMPORT).unwrap();
-    flow.set_read_timeout(Some(HEALED)).unwrap();
-    echoes(&mut flow, b"before");
+    let mut flow = standing(&mesh, HEALED);
     mesh.lab.b.unplug();
     std::thread::sleep(Duration::from_secs(5));
     mesh.lab.b.plug_in();
@@ -122,9 +125,7 @@ fn packets_that_are_lost_without_a_sign_for_three_seconds() {
         return;
     }
     let (mesh, _app) = running();
-    let mut flow = mesh.a.connect(IMPORT).unwrap();
-    flow.set_read_timeout(Some(HEALED)).unwrap();
-    echoes(&mut flow, b"before");
+    let mut flow = standing(&mesh, HEALED);
     mesh.lab.a.lose_packets();
     std::thread::sleep(Duration::from_secs(3));
     mesh.lab.a.stop_losing_packets();

@@ -24,6 +24,14 @@ fn exports(settings: Settings) -> Settings {
     settings.export("echo", "tcp://10.0.0.5:7000", "spiffe://cloud.test/**")
 }
 
+/// Both sites, the service, and the import up.
+fn running() -> (Mesh, TcpApp) {
+    let mesh = Mesh::start(imports, exports);
+    let app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
+    mesh.a.wait_import(SERVICE, "up", UP);
+    (mesh, app)
+}
+
 /// The failed step of `carrick explain`, with what it says for people.
 #[track_caller]
 fn explained(carrick: &Carrick, service: &str) -> (Value, String) {
@@ -158,9 +166,7 @@ fn a_right_that_is_taken_away_ends_what_it_allowed() {
     if !needs(MESH) {
         return;
     }
-    let mesh = Mesh::start(imports, exports);
-    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
-    mesh.a.wait_import(SERVICE, "up", UP);
+    let (mesh, _app) = running();
     let mut flow = mesh.a.connect(IMPORT).unwrap();
     echoes(&mut flow, b"allowed");
     let settings = Settings::new(&mesh.lab.b, &mesh.b).trust(&mesh.a);
@@ -195,9 +201,7 @@ fn a_domain_takes_another_root_and_nothing_is_cut() {
     if !needs(MESH) {
         return;
     }
-    let mut mesh = Mesh::start(imports, exports);
-    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
-    mesh.a.wait_import(SERVICE, "up", UP);
+    let (mut mesh, _app) = running();
     let mut flow = mesh.a.connect(IMPORT).unwrap();
     echoes(&mut flow, b"the first root");
 
@@ -228,9 +232,7 @@ fn a_peer_that_has_not_imported_the_new_root_refuses_it_until_it_has() {
     if !needs(MESH) {
         return;
     }
-    let mut mesh = Mesh::start(imports, exports);
-    let _app = TcpApp::echo(&mesh.lab.b.ns, (LAN_APP, 7000).into());
-    mesh.a.wait_import(SERVICE, "up", UP);
+    let (mut mesh, _app) = running();
     mesh.b.run(&["trust", "rotate", "activate"]).failed();
     rotate(&mesh, "prepare");
     let refused = mesh.b.run(&["trust", "rotate", "prepare"]).failed();

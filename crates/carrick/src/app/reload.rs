@@ -119,12 +119,13 @@ fn apply_trust(daemon: &Daemon, config: &Config, done: &mut ReloadReply) -> Resu
     let before = std::mem::replace(&mut *daemon.trusted.lock(), all.clone());
     let gone = trust::apply(&all, &daemon.trust, &daemon.trust_map)
         .map_err(|error| Problem::new(ProblemCode::InvalidConfig, error.to_string()).hint(error.hint()))?;
-    // After the bundle: who of our own domain is shown an SVID of a new root has to trust that root already.
-    if daemon.identity.adopt(ca, SystemTime::now()).map_err(|error| ca_problem(&error))? {
-        done.applied.push("identity: the new root issues".to_owned());
-    }
     for trust_domain in &gone {
         daemon.gateway.untrust(trust_domain);
+    }
+    // After the bundle: who of our own domain is shown an SVID of a new root has to trust that root already. And after what ends
+    // trust, which does not wait for an SVID that cannot be issued.
+    if daemon.identity.adopt(ca, SystemTime::now()).map_err(|error| ca_problem(&error))? {
+        done.applied.push("identity: the new root issues".to_owned());
     }
     for trusted in &all {
         match before.iter().find(|old| old.domain == trusted.domain) {

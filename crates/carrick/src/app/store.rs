@@ -15,7 +15,7 @@ const FILE: &str = "registry.redb";
 pub(crate) const KEY: &str = "registry.store";
 
 /// A store that is named and not used.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Unused {
     /// What happens, and by which key.
     pub(crate) message: String,

@@ -99,7 +99,7 @@ impl EmbeddedCa {
         let text = new_root(td, now)?;
         Self::open(&files.path(NEXT), td, text.as_bytes(), now)?;
         files.write(NEXT, text.as_bytes()).map_err(CaError::from)?;
-        reread(&files, td, now)
+        existing(&files, td, now)
     }
 
     /// Has the prepared root issue. The one before stays in the bundle, without its key.
@@ -112,7 +112,7 @@ impl EmbeddedCa {
         files.write(OLD, certificate.as_bytes()).map_err(CaError::from)?;
         // A crash here leaves the active root named as the old one too, which `others` passes over.
         files.rename(NEXT, FILE).map_err(CaError::from)?;
-        reread(&files, td, now)
+        existing(&files, td, now)
     }
 
     /// Drops the root that does not issue from the bundle: the old one, or a prepared one that is not wanted any more.
@@ -124,7 +124,7 @@ impl EmbeddedCa {
         for name in [NEXT, OLD] {
             files.remove(name).map_err(CaError::from)?;
         }
-        reread(&files, td, now)
+        existing(&files, td, now)
     }
 
     /// Whether the same root issues in both.
@@ -140,11 +140,11 @@ impl EmbeddedCa {
 
 fn lock(dir: &Path, td: &TrustDomain, now: SystemTime) -> Result<(PrivateDir, EmbeddedCa), RotationError> {
     let files = PrivateDir::lock(&dir.join(DIR)).map_err(CaError::from)?;
-    let ca = EmbeddedCa::read(&files, td, now)?.ok_or_else(|| RotationError::NoRoot(td.clone()))?;
+    let ca = existing(&files, td, now)?;
     Ok((files, ca))
 }
 
-fn reread(files: &PrivateDir, td: &TrustDomain, now: SystemTime) -> Result<EmbeddedCa, RotationError> {
+fn existing(files: &PrivateDir, td: &TrustDomain, now: SystemTime) -> Result<EmbeddedCa, RotationError> {
     EmbeddedCa::read(files, td, now)?.ok_or_else(|| RotationError::NoRoot(td.clone()))
 }
 
