@@ -1,6 +1,6 @@
 //! NSM's tokens on calls: one goes out with every call that we make, and those of a path that comes in are checked.
 //!
-//! Outgoing: a [`TokenChannel`] puts a fresh token for the peer into the metadata of each call, signed by the SVID that its
+//! Outgoing: a [`TokenChannel`] puts a token for the peer into the metadata of each call, signed by the SVID that its
 //! connection was made with; a request's own path segment holds the same one. Incoming: [`OwnTokens::admit`] does what
 //! NSM's `updatetoken` and `authorize` do, in this order: the caller's token goes into the caller's segment, a fresh one of
 //! ours is made for ours, and the policies look at everything up to it.
@@ -14,7 +14,8 @@ use std::{
 use carrick_identity::{
     Caller, Identity, PeerCertificate, Svid,
     token::{
-        EXPIRES_KEY, MAX_LIFETIME, Presented, PresentedError, TOKEN_KEY, Token, TokenError, format_expires,
+        EXPIRES_KEY, MAX_LIFETIME, Minter, Presented, PresentedError, TOKEN_KEY, Token, TokenError,
+        format_expires,
         policy::{self, Denial},
     },
 };
@@ -30,13 +31,15 @@ pub struct TokenChannel {
     channel: Channel,
     shown: Arc<Svid>,
     peer: Arc<PeerCertificate>,
+    tokens: Minter,
     made: SystemTime,
 }
 
 impl TokenChannel {
     /// `channel` was made with the SVID `shown` to a peer that proved itself with `peer`.
     pub(crate) fn new(channel: Channel, shown: Arc<Svid>, peer: PeerCertificate, made: SystemTime) -> Self {
-        Self { channel, shown, peer: Arc::new(peer), made }
+        let tokens = Minter::new(peer.id().clone());
+        Self { channel, shown, peer: Arc::new(peer), tokens, made }
     }
 
     /// What the peer proved itself with.
@@ -55,7 +58,7 @@ impl TokenChannel {
 
     /// A token for the peer.
     fn mint(&self, lifetime: Duration) -> Result<Token, TokenError> {
-        let token = self.shown.mint_token(self.peer.id(), lifetime.min(MAX_LIFETIME), SystemTime::now())?;
+        let token = self.tokens.mint(&self.shown, lifetime.min(MAX_LIFETIME), SystemTime::now())?;
         Ok(token.capped(self.peer.not_after()))
     }
 

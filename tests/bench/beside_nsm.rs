@@ -25,7 +25,7 @@ impl fmt::Display for Whose {
     }
 }
 
-/// The table.
+/// The table. A row may be Carrick's alone.
 pub(crate) struct BesideNsm(Vec<Row>);
 
 struct Row {
@@ -62,11 +62,16 @@ impl BesideNsm {
             return;
         }
         println!("{head}");
-        println!("  {:<30} {:>10} {:>10} {:>8}", "", "nsm", "carrick", "ratio");
+        println!("  {:<40} {:>10} {:>10} {:>8}", "", "nsm", "carrick", "ratio");
         for (name, unit, nsm, carrick) in rows {
             let digits = if unit == "/s" { 0 } else { 2 };
-            let (name, ratio) = (format!("{name}, {unit}"), carrick / nsm);
-            println!("  {name:<30} {nsm:>10.digits$} {carrick:>10.digits$} {ratio:>8.2}");
+            let name = format!("{name}, {unit}");
+            if nsm.is_nan() {
+                println!("  {name:<40} {:>10} {carrick:>10.digits$}", "-");
+                continue;
+            }
+            let ratio = carrick / nsm;
+            println!("  {name:<40} {nsm:>10.digits$} {carrick:>10.digits$} {ratio:>8.2}");
         }
     }
 }

@@ -28,6 +28,46 @@ use tonic::{
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The SVID of pod `pod` of `domain`, whose daemon keeps its CA in `state`, and a trust store with that CA.
+pub fn identity(state: &Path, domain: &str, pod: &str) -> anyhow::Result<(Identity, TrustStore)> {
+    let now = SystemTime::now();
+    let ca = EmbeddedCa::open_or_create(state, &TrustDomain::new(domain)?, now)?;
+    let trust = TrustStore::new();
+    trust.set(ca.bundle())?;
+    let id = SpiffeId::new(format!("spiffe://{domain}/ns/default/pod/{pod}"))?;
+    Ok((Identity::embedded(ca, id, Duration::from_secs(3600), now)?, trust))
+}
+
+/// The SPIFFE ID of a domain's daemon.
+pub fn gateway(domain: &str) -> anyhow::Result<SpiffeId> {
+    Ok(SpiffeId::new(format!("spiffe://{domain}/carrick/gateway"))?)
+}
+
+/// A connection with mutual TLS to the daemon of `identity`'s domain.
+pub async fn dial(identity: &Identity, trust: &TrustStore, daemon: SocketAddr) -> anyhow::Result<Channel> {
+    let tls = client_config(identity, trust, &identity.trust_domain(), &[b"h2"]);
+    let tls = TlsConnector::from(Arc::new(tls));
+    let dial = tower::service_fn(move |_| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(daemon).await?;
+            stream.set_nodelay(true)?;
+            let name = "daemon".try_into().map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+        }
+    });
+    Ok(Endpoint::from_static("http://daemon").connect_with_connector(dial).await?)
+}
+
+/// Puts a token into a call's metadata.
+pub fn show_token<T>(request: &mut Request<T>, token: &Token) {
+    let values = (token.jwt.parse(), format_expires(token.expires).parse());
+    if let (Ok(jwt), Ok(expires)) = values {
+        request.metadata_mut().insert(TOKEN_KEY, jwt);
+        request.metadata_mut().insert(EXPIRES_KEY, expires);
+    }
+}
+
 /// A workload with a connection to the registry of its domain.
 #[derive(Clone)]
 pub struct Workload {
@@ -44,41 +84,16 @@ impl Workload {
         pod: &str,
         registry: SocketAddr,
     ) -> anyhow::Result<Self> {
-        let now = SystemTime::now();
-        let ca = EmbeddedCa::open_or_create(state, &TrustDomain::new(domain)?, now)?;
-        let trust = TrustStore::new();
-        trust.set(ca.bundle())?;
-        let id = SpiffeId::new(format!("spiffe://{domain}/ns/default/pod/{pod}"))?;
-        let identity = Identity::embedded(ca, id, Duration::from_secs(3600), now)?;
-        let tls = TlsConnector::from(Arc::new(client_config(
-            &identity,
-            &trust,
-            &identity.trust_domain(),
-            &[b"h2"],
-        )));
-        let dial = tower::service_fn(move |_| {
-            let tls = tls.clone();
-            async move {
-                let stream = TcpStream::connect(registry).await?;
-                stream.set_nodelay(true)?;
-                let name = "registry".try_into().map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
-            }
-        });
-        let channel = Endpoint::from_static("http://registry").connect_with_connector(dial).await?;
-        let gateway = SpiffeId::new(format!("spiffe://{domain}/carrick/gateway"))?;
-        let token = identity.current().mint_token(&gateway, MAX_LIFETIME, now)?;
+        let (identity, trust) = identity(state, domain, pod)?;
+        let channel = dial(&identity, &trust, registry).await?;
+        let token = identity.current().mint_token(&gateway(domain)?, MAX_LIFETIME, SystemTime::now())?;
         Ok(Self { channel, token })
     }
 
     /// A call with this workload's token.
     pub fn call<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        let values = (self.token.jwt.parse(), format_expires(self.token.expires).parse());
-        if let (Ok(token), Ok(expires)) = values {
-            request.metadata_mut().insert(TOKEN_KEY, token);
-            request.metadata_mut().insert(EXPIRES_KEY, expires);
-        }
+        show_token(&mut request, &self.token);
         request
     }
 

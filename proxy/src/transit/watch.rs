@@ -2,7 +2,8 @@
 //!
 //! NSM opens a monitor for each connection. The selector used here names this process alone, so the hop tells of every connection that
 //! passes through here and there. A monitor that breaks is opened again at once; when that does not work, the
-//! connections on it are down, because nobody can say how they are.
+//! connections on it are down, because nobody can say how they are. One that has nothing to tell of stays open for a while:
+//! clients that come and go one at a time would open one each.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,6 +28,8 @@ use crate::wire;
 const GRACE: Duration = Duration::from_millis(1500);
 /// A monitor that was open for so long is opened again without a pause.
 const STABLE: Duration = Duration::from_secs(1);
+/// How long a monitor is kept, at least, after the last connection has left its hop.
+const LINGER: Duration = Duration::from_secs(10);
 /// First and longest pause between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -54,7 +57,8 @@ struct State {
 
 struct Watched {
     ids: HashSet<String>,
-    tasks: Tasks,
+    /// When the last one of them has left.
+    unused_since: Option<Instant>,
 }
 
 impl HopWatches {
@@ -74,35 +78,53 @@ impl HopWatches {
         {
             watched.ids.remove(id);
             if watched.ids.is_empty() {
-                watched.tasks.stop();
-                state.watches.remove(&old);
+                watched.unused_since = Some(Instant::now());
             }
         }
         let Some(hop) = hop else { return };
         if let Some(watched) = state.watches.get_mut(&hop) {
             watched.ids.insert(id.to_owned());
+            watched.unused_since = None;
             return;
         }
-        let tasks = self.inner.tasks.child();
         let ids = HashSet::from([id.to_owned()]);
-        state.watches.insert(hop.clone(), Watched { ids, tasks: tasks.clone() });
-        let watch = self.clone().follow(hop, tasks.clone(), Arc::clone(told));
-        let _runs = self.inner.tasks.spawn("monitor of a hop", watch);
+        state.watches.insert(hop.clone(), Watched { ids, unused_since: None });
+        let (this, told) = (self.clone(), Arc::clone(told));
+        let _runs = self.inner.tasks.spawn("monitor of a hop", async move {
+            tokio::select! {
+                () = this.follow(&hop, told) => {}
+                () = this.unused(&hop) => {}
+            }
+        });
+    }
+
+    /// Until nothing was held at `hop` for [`LINGER`]; then it is not watched any more.
+    async fn unused(&self, hop: &Hop) {
+        loop {
+            tokio::time::sleep(LINGER).await;
+            let mut state = self.inner.state.lock();
+            let Some(watched) = state.watches.get(hop) else { return };
+            if watched.unused_since.is_some_and(|since| since.elapsed() >= LINGER) {
+                state.watches.remove(hop);
+                return;
+            }
+        }
     }
 
     /// Keeps the monitor of one hop open as long as something is held there.
-    async fn follow(self, hop: Hop, tasks: Tasks, told: Told) {
+    async fn follow(&self, hop: &Hop, told: Told) {
+        let tasks = &self.inner.tasks;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut lost_since: Option<Instant> = None;
         let (mut said, mut opened_once) = (false, false);
         // What the hop has told of at all: one that is just being made may come after the first event.
         let mut heard: HashSet<String> = HashSet::new();
         loop {
-            let ids = self.ids(&hop);
+            let ids = self.ids(hop);
             heard.retain(|id| ids.contains(id));
             let opened = tokio::select! {
                 () = tasks.stopping() => return,
-                opened = timeout(GRACE, self.inner.hops.monitor(&hop, self.selector())) => opened,
+                opened = timeout(GRACE, self.inner.hops.monitor(hop, self.selector())) => opened,
             };
             let fault = match opened.unwrap_or_else(|_| Err(MonitorFault::Lost("no answer".to_owned()))) {
                 Err(MonitorFault::None) => {
@@ -114,7 +136,7 @@ impl HopWatches {
                     let began = Instant::now();
                     let ended = tokio::select! {
                         () = tasks.stopping() => return,
-                        ended = self.read(&hop, stream, &mut heard, &told) => ended,
+                        ended = self.read(hop, stream, &mut heard, &told) => ended,
                     };
                     if let Ended::Unimplemented = ended {
                         return tasks.stopping().await;
@@ -130,15 +152,14 @@ impl HopWatches {
             };
             let since = *lost_since.get_or_insert_with(Instant::now);
             let lost = fault.filter(|_| opened_once || since.elapsed() >= GRACE);
-            if let Some(why) = lost.as_ref().filter(|_| !said) {
-                tracing::info!(%hop, why, connections = self.ids(&hop).len(), "the hop is lost: its connections are down");
-            }
-            if lost.is_some() {
-                // Again and again, because connections may have been made meanwhile; what is down already is no news.
+            let down = if lost.is_some() { self.ids(hop) } else { HashSet::new() };
+            if let Some(why) = lost.filter(|_| !down.is_empty() && !said) {
+                tracing::info!(%hop, why, connections = down.len(), "the hop is lost: its connections are down");
                 said = true;
-                for id in self.ids(&hop) {
-                    told(&id, &hop, News::Lost);
-                }
+            }
+            // Again and again, because connections may have been made meanwhile; what is down already is no news.
+            for id in down {
+                told(&id, hop, News::Lost);
             }
             tokio::select! {
                 () = tasks.stopping() => return,
@@ -184,7 +205,15 @@ impl HopWatches {
                     _ => News::Update(Box::new(carried)),
                 };
                 told(&id, hop, news);
-                heard.insert(id);
+                if kind == ConnectionEventType::Delete {
+                    heard.remove(&id);
+                } else {
+                    heard.insert(id);
+                }
+            }
+            if heard.len() > 2 * self.held(hop) + FULL_EVENT {
+                let ids = self.ids(hop);
+                heard.retain(|id| ids.contains(id));
             }
             if last_of_initial && let Some(gone) = missing.take() {
                 for id in gone {
@@ -203,6 +232,10 @@ impl HopWatches {
         let named = |i: usize| path.segments.get(i).filter(|s| s.name == self.inner.own_name);
         let ours = theirs.checked_sub(1).and_then(named).or_else(|| named(theirs))?;
         Some((ours.id.clone(), Carried { connection, path: path.clone() }))
+    }
+
+    fn held(&self, hop: &Hop) -> usize {
+        self.inner.state.lock().watches.get(hop).map_or(0, |w| w.ids.len())
     }
 
     fn ids(&self, hop: &Hop) -> HashSet<String> {

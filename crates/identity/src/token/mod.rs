@@ -11,6 +11,7 @@
 //! Signing and verifying is aws-lc-rs, which is here already: a JWT library would add an algorithm to negotiate, a
 //! second model of claims and half a dozen crates, where one algorithm and three claims are all there is.
 
+mod minter;
 pub mod policy;
 mod presented;
 mod token_path;
@@ -30,6 +31,7 @@ use x509_parser::{
 };
 
 pub use self::{
+    minter::Minter,
     presented::{Presented, PresentedError, format_expires, parse_expires},
     token_path::{MAX_PATH_HEADER, MAX_TOKENS, TokenPath, TokenPathError, update_path_ids},
 };

@@ -4,12 +4,18 @@
 //! Client and endpoint are the same for both: the Go program of `tests/interop/nsm`. NSM's parts are in that process, as its
 //! sandbox has them, and the daemons are processes of their own in two sites. Every Request is of a new connection, over
 //! channels that are open, and every connection is closed: a Close counts for the rate, and not for the time of a Request.
+//!
+//! NSM's client and endpoint take most of the time of a machine with few cores, so the daemons are measured with a plain client
+//! and endpoint, too, which do no more than the wire asks of them.
+
+mod ends;
 
 use anyhow::{Context as _, ensure};
 use carrick_tests::lab::{MESH, Mesh, NSM, Namespace, NsmWay, needs, nsm_interop, shows};
 use clap::Parser;
 use serde_json::Value;
 
+use self::ends::Load;
 use crate::beside_nsm::{BesideNsm, Whose};
 
 /// Requests from one domain to another, beside Network Service Mesh's own chain of parts.
@@ -37,6 +43,17 @@ const FIGURES: [(&str, &str, bool, &str); 4] = [
     ("many clients, p50", "ms", false, "p50_ms"),
 ];
 
+/// A figure of a load.
+type OfLoad = fn(&Load) -> f64;
+
+/// The same with plain ends.
+const PLAIN: [(&str, &str, bool, OfLoad); 4] = [
+    ("plain ends, one client, p50", "ms", true, |load| load.quantile(0.5)),
+    ("plain ends, one client, p99", "ms", true, |load| load.quantile(0.99)),
+    ("plain ends, many clients", "Requests/s", false, |load| load.rate),
+    ("plain ends, many clients, p50", "ms", false, |load| load.quantile(0.5)),
+];
+
 impl Requests {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         ensure!(self.rounds > 0 && self.seconds > 0 && self.workers > 0, "there is nothing to measure");
@@ -47,7 +64,9 @@ impl Requests {
         let mesh = Mesh::start(|a| a, |b| b.line(&shows("cloud.test")));
         let through_carrick = NsmWay::through(&mesh).flags();
 
-        let mut table = BesideNsm::new(FIGURES.map(|(name, unit, ..)| (name, unit)));
+        let rows = FIGURES.map(|(name, unit, ..)| (name, unit));
+        let plain = PLAIN.map(|(name, unit, ..)| (name, unit));
+        let mut table = BesideNsm::new(rows.into_iter().chain(plain));
         for round in 1..=self.rounds {
             for (whose, way) in [(Whose::Nsm, &[][..]), (Whose::Carrick, &through_carrick)] {
                 eprintln!("round {round} of {}: {whose}", self.rounds);
@@ -57,6 +76,15 @@ impl Requests {
                         if *with == alone {
                             table.add(row, whose, &figures[*figure])?;
                         }
+                    }
+                }
+            }
+            eprintln!("round {round} of {}: carrick, with plain ends", self.rounds);
+            for alone in [true, false] {
+                let load = ends::load(&mesh, if alone { 1 } else { self.workers }, self.seconds)?;
+                for (row, (.., with, figure)) in PLAIN.iter().enumerate() {
+                    if *with == alone {
+                        table.add(FIGURES.len() + row, Whose::Carrick, &figure(&load).into())?;
                     }
                 }
             }
