@@ -4,7 +4,7 @@
 
 mod site;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use carrick_proto::{
     connection::{ConnectionEvent, ConnectionEventType, Mechanism, MonitorScopeSelector, State},
@@ -45,6 +45,28 @@ async fn until(events: &mut Streaming<ConnectionEvent>, state: State) {
             return;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_share_one_monitor_of_a_hop() {
+    let (cloud, onprem) = two().await;
+    let nse = Endpoint::of(&onprem, "nse-1").await;
+    onprem.registers(vec![nse.record("web", &[])]);
+    for n in 0..5 {
+        let mut client = Client::of(&cloud, &format!("nsc-{n}")).await;
+        client.request("web@onprem.test").await.unwrap();
+        eventually("the endpoint is monitored", || (nse.monitors.load(Relaxed) > 0).then_some(())).await;
+        client.close().await.unwrap();
+    }
+    assert_eq!(nse.monitors.load(Relaxed), 1);
+
+    // What is made on a monitor that was there already is watched by it.
+    let mut client = Client::of(&cloud, "nsc").await;
+    client.request("web@onprem.test").await.unwrap();
+    let mut events = client.monitor().await;
+    nse.tell(State::Down);
+    until(&mut events, State::Down).await;
+    assert_eq!(nse.monitors.load(Relaxed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

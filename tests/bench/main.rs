@@ -14,6 +14,7 @@ mod registries;
 mod registry;
 mod report;
 mod requests;
+mod stored;
 mod subjects;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -60,6 +61,8 @@ struct Args {
 enum Part {
     /// The registry: registrations, finds, watches, memory.
     Registry(registry::Registry),
+    /// A daemon that starts with a million endpoints in its store: memory, time to start.
+    Stored(stored::Stored),
     /// The registry beside Network Service Mesh's memory registry, with one client for both; needs Go.
     Registries(registries::Registries),
     /// Requests through two domains, beside Network Service Mesh's own chain of parts; needs Go.
@@ -70,6 +73,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match &args.part {
         Some(Part::Registry(registry)) => return registry.run(),
+        Some(Part::Stored(stored)) => return stored.run(),
         Some(Part::Registries(registries)) => return registries.run(),
         Some(Part::Requests(requests)) => return requests.run(),
         None => {}

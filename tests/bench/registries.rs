@@ -28,10 +28,13 @@ pub(crate) struct Registries {
     /// Rounds; medians are reported.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Endpoints that are registered, and found among. NSM's registry looks at all of them for each registration: ten times as
-    /// many take it a hundred times as long.
-    #[arg(long, default_value_t = 2_000)]
+    /// Endpoints that are registered. NSM's registry looks at all of them for each registration: ten times as many take it a
+    /// hundred times as long, and they last a minute.
+    #[arg(long, default_value_t = 1_000)]
     endpoints: usize,
+    /// Endpoints that one is found among. NSM's registry takes them without judging them, and keeps them for an hour.
+    #[arg(long, default_value_t = 10_000)]
+    among: usize,
     /// Watchers that a change has to reach.
     #[arg(long, default_value_t = 1_000)]
     watchers: usize,
@@ -61,24 +64,41 @@ impl Registries {
         let mut table = BesideNsm::new(FIGURES.map(|(.., name, unit)| (name, unit)));
         for round in 1..=self.rounds {
             eprintln!("round {round} of {}: {}", self.rounds, Whose::Nsm);
-            let nsm = Nsm::start(&stage, &issued, round)?;
-            self.measure(&nsm.url, &issued, &mut table, Whose::Nsm)?;
-            drop(nsm);
+            for filled in [false, true] {
+                let nsm = Nsm::start(&stage, &issued, &format!("nsm-{round}-{filled}"), filled)?;
+                self.measure(&nsm.url, &issued, &mut table, Whose::Nsm, filled)?;
+            }
             eprintln!("round {round} of {}: {}", self.rounds, Whose::Carrick);
-            self.measure(&own, &issued, &mut table, Whose::Carrick)?;
+            for filled in [false, true] {
+                self.measure(&own, &issued, &mut table, Whose::Carrick, filled)?;
+            }
         }
-        let (endpoints, watchers, rounds) = (self.endpoints, self.watchers, self.rounds);
-        let head = format!("{endpoints} endpoints, {watchers} watchers, medians of {rounds} rounds");
+        let head = format!(
+            "{} endpoints registered, found among {}, {} watchers, medians of {} rounds",
+            self.endpoints, self.among, self.watchers, self.rounds
+        );
         table.show(&head, self.json);
         Ok(())
     }
 
-    /// Puts every load on a registry.
-    fn measure(&self, url: &str, issued: &Issued, table: &mut BesideNsm, whose: Whose) -> anyhow::Result<()> {
-        for what in ["register", "find", "watch"] {
-            let answer = self.load(what, url, issued)?;
+    /// Puts a registry under load: registrations and watches, or, filled before, finds.
+    fn measure(
+        &self,
+        url: &str,
+        issued: &Issued,
+        table: &mut BesideNsm,
+        whose: Whose,
+        filled: bool,
+    ) -> anyhow::Result<()> {
+        let loads: &[&str] = if filled { &["find"] } else { &["register", "watch"] };
+        if filled {
+            self.load("register", url, issued, self.among)?;
+        }
+        for what in loads {
+            let endpoints = if filled { self.among } else { self.endpoints };
+            let answer = self.load(what, url, issued, endpoints)?;
             for (row, (load, figure, ..)) in FIGURES.iter().enumerate() {
-                if *load == what {
+                if load == what {
                     table.add(row, whose, &answer[*figure])?;
                 }
             }
@@ -87,9 +107,9 @@ impl Registries {
     }
 
     /// Runs one load and returns its figures.
-    fn load(&self, what: &str, url: &str, issued: &Issued) -> anyhow::Result<Value> {
+    fn load(&self, what: &str, url: &str, issued: &Issued, endpoints: usize) -> anyhow::Result<Value> {
         let (endpoints, watchers, time) =
-            (self.endpoints.to_string(), self.watchers.to_string(), format!("{}s", self.seconds));
+            (endpoints.to_string(), self.watchers.to_string(), format!("{}s", self.seconds));
         let mut args: Vec<String> = ["load", what, "-registry", url].map(str::to_owned).into();
         args.extend(["-endpoints", &endpoints, "-watchers", &watchers, "-for", &time].map(str::to_owned));
         args.extend(issued.flags("caller", "manager")?);
@@ -107,11 +127,14 @@ struct Nsm {
 }
 
 impl Nsm {
-    fn start(stage: &registry::Stage, issued: &Issued, round: usize) -> anyhow::Result<Self> {
+    /// One that is to be filled is an open one.
+    fn start(stage: &registry::Stage, issued: &Issued, log: &str, open: bool) -> anyhow::Result<Self> {
         let mut command = Command::new(nsm_interop_program());
         command.arg("serve-registry").args(issued.flags("own", "registry")?);
-        let mut serves =
-            Daemon::spawn(&stage.directory, &format!("nsm-{round}"), command).stopped_by(Signal::TERM);
+        if open {
+            command.arg("-open");
+        }
+        let mut serves = Daemon::spawn(&stage.directory, log, command).stopped_by(Signal::TERM);
         let line = serves.wait_for_log("\"url\"", Duration::from_secs(10));
         let said: Value = serde_json::from_str(&line)?;
         let url = said["url"].as_str().context("NSM's registry does not say where it listens")?.to_owned();

@@ -5,7 +5,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -29,8 +29,14 @@ use crate::report::median;
 
 /// Calls under way at a time while rates are measured: a few dozen managers of hosts.
 const IN_FLIGHT: usize = 64;
-/// Callers, each with a connection: as many as it takes for 1,000,000 registrations at 100,000 from each.
-const CALLERS: usize = 12;
+/// Callers, each with a connection.
+pub(crate) const CALLERS: usize = 12;
+/// The daemon's config, in its directory.
+const CONFIG: &str = "carrick.yaml";
+/// How long a start or a stop may take.
+const START: Duration = Duration::from_secs(20);
+/// Endpoints that can be registered well within the minute that their leases last.
+const MAX_ENDPOINTS: usize = 150_000;
 /// Endpoints of one service.
 const PER_SERVICE: usize = 10;
 /// Watches of one caller (`MAX_WATCHES_PER_CALLER` is 1,000).
@@ -67,6 +73,10 @@ impl Registry {
         ensure!(
             self.endpoints >= PER_SERVICE && self.finds > 0 && self.watchers > 0 && self.rounds > 0,
             "there is nothing to measure"
+        );
+        ensure!(
+            self.endpoints <= MAX_ENDPOINTS,
+            "more than {MAX_ENDPOINTS} endpoints lapse while they are registered: `carrick-bench stored` measures a full store"
         );
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let mut rounds: Vec<Vec<Figure>> = Vec::new();
@@ -109,8 +119,8 @@ impl Registry {
         let rate = self.endpoints as f64 / began.elapsed().as_secs_f64();
         let full = stage.daemon.usage().rss;
         let renewals = self.renew(&callers).await.context("renewing")?;
-        // Leases last a minute; what lapsed while a large registry was filled is registered again.
-        fill(&callers, 0..self.known()).await.context("registering again")?;
+        // Leases last a minute: none is to lapse in what follows.
+        fill(&callers, 0..self.endpoints).await.context("registering again")?;
         let found = self.find_all(&callers).await.context("finding")?;
         let paced = self.find(&callers).await.context("finding at a rate")?;
         let spread = self.spread(&stage, &callers[0]).await.context("watching")?;
@@ -127,11 +137,6 @@ impl Registry {
         ])
     }
 
-    /// Endpoints that are found: as many as can be registered well within a lease.
-    fn known(&self) -> usize {
-        self.endpoints.min(100_000)
-    }
-
     /// Renewals per second.
     async fn renew(&self, callers: &[Workload]) -> anyhow::Result<f64> {
         self.saturate(async |n| {
@@ -145,7 +150,7 @@ impl Registry {
     /// Finds by name per second.
     async fn find_all(&self, callers: &[Workload]) -> anyhow::Result<f64> {
         self.saturate(async |n| {
-            find_one(&callers[n % callers.len()], n.wrapping_mul(7919) % self.known()).await
+            find_one(&callers[n % callers.len()], n.wrapping_mul(7919) % self.endpoints).await
         })
         .await
     }
@@ -177,7 +182,7 @@ impl Registry {
                 tokio::time::sleep_until(due.into()).await;
                 // A timer of tokio fires up to a millisecond late, which is not the registry's time.
                 let sent = Instant::now();
-                find_one(caller, n.wrapping_mul(7919) % self.known()).await?;
+                find_one(caller, n.wrapping_mul(7919) % self.endpoints).await?;
                 Ok(sent.elapsed())
             }
         });
@@ -241,7 +246,7 @@ impl Registry {
 
 /// A daemon without peers, and its directory.
 pub(crate) struct Stage {
-    daemon: Daemon,
+    pub(crate) daemon: Daemon,
     /// With its config, `carrick.yaml`, and its state.
     pub(crate) directory: PathBuf,
     /// Where it is called.
@@ -252,22 +257,28 @@ impl Stage {
     pub(crate) fn start() -> anyhow::Result<Self> {
         let directory = std::env::temp_dir().join(format!("carrick-bench-registry-{}", std::process::id()));
         std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
-        let config = directory.join("carrick.yaml");
         std::fs::write(
-            &config,
+            directory.join(CONFIG),
             "domain: own.test\nstate_dir: state\n\
              listen: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\nlog: { level: \"warn,carrick=info\" }\n",
         )?;
-        let mut command = Command::new(binary());
-        command.arg("up").arg("-c").arg(&config);
-        let mut daemon = Daemon::spawn(&directory, "carrick", command).stopped_by(Signal::TERM);
-        let ready = daemon.wait_for_log("carrick is ready", Duration::from_secs(20));
-        let registry = ready.split("control=").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let registry = registry.context("the daemon does not say where it listens")?.parse()?;
+        let (daemon, registry) = up(&directory, "carrick")?;
         Ok(Self { daemon, directory, registry })
     }
 
-    async fn caller(&self, pod: &str) -> anyhow::Result<Workload> {
+    /// Stops the daemon, does something with its directory, and starts it again.
+    pub(crate) async fn restart_after(
+        &mut self,
+        meanwhile: impl AsyncFnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.daemon.signal(Signal::TERM);
+        self.daemon.wait(START).context("the daemon does not stop")?;
+        meanwhile(&self.directory).await?;
+        (self.daemon, self.registry) = up(&self.directory, "again")?;
+        Ok(())
+    }
+
+    pub(crate) async fn caller(&self, pod: &str) -> anyhow::Result<Workload> {
         Workload::connect(&self.state(), "own.test", pod, self.registry).await
     }
 
@@ -282,6 +293,17 @@ impl Stage {
     fn state(&self) -> PathBuf {
         self.directory.join("state")
     }
+}
+
+/// Starts the daemon of a directory, with a log of its own; where it is called.
+fn up(directory: &Path, log: &str) -> anyhow::Result<(Daemon, SocketAddr)> {
+    let mut command = Command::new(binary());
+    command.arg("up").arg("-c").arg(directory.join(CONFIG));
+    let mut daemon = Daemon::spawn(directory, log, command).stopped_by(Signal::TERM);
+    let ready = daemon.wait_for_log("carrick is ready", START);
+    let registry = ready.split("control=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let registry = registry.context("the daemon does not say where it listens")?.parse()?;
+    Ok((daemon, registry))
 }
 
 impl Drop for Stage {
@@ -304,7 +326,7 @@ async fn fill(callers: &[Workload], range: std::ops::Range<usize>) -> anyhow::Re
     Ok(())
 }
 
-async fn find_one(caller: &Workload, n: usize) -> anyhow::Result<()> {
+pub(crate) async fn find_one(caller: &Workload, n: usize) -> anyhow::Result<()> {
     let query = NetworkServiceEndpoint { name: format!("endpoint-{n}"), ..Default::default() };
     let found = caller.find(query).await?;
     ensure!(found.len() == 1, "{} endpoints are called endpoint-{n}", found.len());
@@ -312,7 +334,7 @@ async fn find_one(caller: &Workload, n: usize) -> anyhow::Result<()> {
 }
 
 /// As NSM registers them: a service, some labels, the manager's URL.
-fn endpoint(n: usize) -> NetworkServiceEndpoint {
+pub(crate) fn endpoint(n: usize) -> NetworkServiceEndpoint {
     let service = format!("service-{}", n / PER_SERVICE);
     let labels = [("app", "nse"), ("nodeName", ["node-a", "node-b", "node-c"][n % 3])];
     let labels = labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
@@ -325,13 +347,13 @@ fn endpoint(n: usize) -> NetworkServiceEndpoint {
     }
 }
 
-fn quantiles(mut times: Vec<Duration>) -> anyhow::Result<(Duration, Duration)> {
+pub(crate) fn quantiles(mut times: Vec<Duration>) -> anyhow::Result<(Duration, Duration)> {
     ensure!(!times.is_empty(), "nothing was measured");
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     Ok((at(0.5), at(0.99)))
 }
 
-fn ms(time: Duration) -> f64 {
+pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

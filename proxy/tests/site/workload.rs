@@ -161,6 +161,8 @@ pub struct Endpoint {
     pub held: Arc<Mutex<BTreeMap<String, Connection>>>,
     events: broadcast::Sender<ConnectionEvent>,
     next: Arc<AtomicU64>,
+    /// How many monitors were ever opened here.
+    pub monitors: Arc<AtomicU64>,
     tasks: Tasks,
     identity: Identity,
     /// A passthrough: it asks for the same service onward, over this connection, with these labels.
@@ -181,6 +183,7 @@ impl Endpoint {
             held: Arc::default(),
             events: broadcast::channel(64).0,
             next: Arc::default(),
+            monitors: Arc::default(),
             tasks: Tasks::new(),
             identity: identity.clone(),
             onward: Arc::default(),
@@ -295,6 +298,7 @@ impl MonitorConnection for Endpoint {
         &self,
         _: Request<MonitorScopeSelector>,
     ) -> Result<Response<Self::MonitorConnectionsStream>, Status> {
+        self.monitors.fetch_add(1, Ordering::Relaxed);
         let events = self.events.subscribe();
         let initial = ConnectionEvent { connections: self.held.lock().clone(), ..ConnectionEvent::default() };
         let rest =

@@ -81,10 +81,10 @@ func urlOf(listener net.Listener) *url.URL {
 }
 
 // serveRegistry starts NSM's memory registry as its own program does, with the default policies. Names with a domain go
-// to proxy, when there is one.
-func serveRegistry(ctx context.Context, own *identity, listener net.Listener, proxy *url.URL) *part {
+// to proxy, when there is one. Further options count more.
+func serveRegistry(ctx context.Context, own *identity, listener net.Listener, proxy *url.URL, more ...memory.Option) *part {
 	return serve(ctx, own, listener, func(ctx context.Context, server *grpc.Server) {
-		memory.NewServer(ctx, own.tokens(),
+		options := []memory.Option{
 			memory.WithProxyRegistryURL(proxy),
 			memory.WithDialOptions(own.dialOptions()...),
 			memory.WithAuthorizeNSRegistryServer(registryauthorize.NewNetworkServiceRegistryServer(
@@ -95,7 +95,8 @@ func serveRegistry(ctx context.Context, own *identity, listener net.Listener, pr
 				registryauthorize.WithPolicies(registryClientPolicies...))),
 			memory.WithAuthorizeNSERegistryClient(registryauthorize.NewNetworkServiceEndpointRegistryClient(
 				registryauthorize.WithPolicies(registryClientPolicies...))),
-		).Register(server)
+		}
+		memory.NewServer(ctx, own.tokens(), append(options, more...)...).Register(server)
 	})
 }
 

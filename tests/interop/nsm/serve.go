@@ -4,12 +4,17 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"time"
+
+	"github.com/networkservicemesh/sdk/pkg/registry/chains/memory"
+	registryauthorize "github.com/networkservicemesh/sdk/pkg/registry/common/authorize"
 )
 
 // serveRegistryCommand serves NSM's memory registry until it is told to stop.
 func serveRegistryCommand(ctx context.Context, args []string) error {
 	flags := newFlags("serve-registry", "own")
 	address := flags.set.String("listen", "127.0.0.1:0", "HOST:PORT to listen on")
+	open := flags.set.Bool("open", false, "judge no registrations, which takes the longer the more there are, and keep them for an hour")
 	if err := flags.set.Parse(args); err != nil {
 		return err
 	}
@@ -21,7 +26,12 @@ func serveRegistryCommand(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	part := serveRegistry(ctx, own, listener, nil)
+	var more []memory.Option
+	if *open {
+		anybody := registryauthorize.NewNetworkServiceEndpointRegistryServer(registryauthorize.Any())
+		more = []memory.Option{memory.WithAuthorizeNSERegistryServer(anybody), memory.WithDefaultExpiration(time.Hour)}
+	}
+	part := serveRegistry(ctx, own, listener, nil, more...)
 	if err := report(map[string]any{"serves": "registry", "url": part.url.String()}); err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Resident set in bytes.
     pub rss: u64,
+    /// The most that the resident set ever was.
+    pub peak: u64,
 }
 
 /// `_SC_CLK_TCK`: 100 on every Linux architecture that Rust supports.
@@ -26,11 +28,12 @@ impl Usage {
         // proc(5): utime and stime are fields 14 and 15; the third is the first behind the name.
         let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
         let millis = (ticks(11) + ticks(12)) * 1000 / TICKS_PER_SECOND;
-        let rss_kib = read("status")
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-            .unwrap_or(0);
-        Self { cpu: Duration::from_millis(millis), rss: rss_kib * 1024 }
+        let status = read("status");
+        let octets = |key: &str| {
+            let kib = |line: &str| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+            status.lines().find_map(kib).unwrap_or(0) * 1024
+        };
+        Self { cpu: Duration::from_millis(millis), rss: octets("VmRSS:"), peak: octets("VmHWM:") }
     }
 }
 
@@ -61,6 +64,6 @@ mod tests {
         }
         let usage = Usage::of(std::process::id());
         assert!(usage.cpu >= Duration::from_millis(10), "{usage:?}");
-        assert!(usage.rss > 500_000, "{usage:?}");
+        assert!(usage.rss > 500_000 && usage.peak >= usage.rss, "{usage:?}");
     }
 }
