@@ -142,6 +142,9 @@ impl HopWatches {
                         return tasks.stopping().await;
                     }
                     (lost_since, said, opened_once) = (None, false, true);
+                    if self.abandon(hop) {
+                        return;
+                    }
                     // It is opened again at once: that fails when the hop is gone. One that ends as soon as it is open waits.
                     if began.elapsed() >= STABLE {
                         backoff.reset();
@@ -161,11 +164,24 @@ impl HopWatches {
             for id in down {
                 told(&id, hop, News::Lost);
             }
+            if self.abandon(hop) {
+                return;
+            }
             tokio::select! {
                 () = tasks.stopping() => return,
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
         }
+    }
+
+    /// Gives up a monitor that is lost while nothing is held at its hop: what comes next begins with one of its own at once.
+    fn abandon(&self, hop: &Hop) -> bool {
+        let mut state = self.inner.state.lock();
+        let unused = state.watches.get(hop).is_none_or(|watched| watched.ids.is_empty());
+        if unused {
+            state.watches.remove(hop);
+        }
+        unused
     }
 
     async fn read(
