@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that the tests drive: a DNS server, PostgreSQL, etcd, a TLS proxy to compare with.
+# Installs the Debian packages that the tests drive: a DNS server, PostgreSQL, etcd, a TLS proxy to compare with,
+# and strace, which makes disks slow.
 # Go, for the tests with Network Service Mesh's code, is newer than Debian's: it is there or those tests are skipped.
 # Nothing else is downloaded, nothing is started, and running it again changes nothing.
 #
@@ -20,6 +21,7 @@ etcd-client:etcdctl
 iproute2:ip
 openssl:openssl
 curl:curl
+strace:strace
 '
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"

@@ -38,7 +38,7 @@ use std::{
 pub use self::{
     app::{TcpApp, UdpEcho, echoes, try_echo},
     carrick::{Carrick, PORT, Settings, binary},
-    etcd::{ETCD, EtcdCluster},
+    etcd::{ETCD, EtcdCluster, SlowDisk},
     haproxy::HaproxyPair,
     knot::{Knot, Zone},
     mesh::{MESH, Mesh},

@@ -352,7 +352,7 @@ fn a_member_that_stops_or_stutters_holds_up_nobody() {
     scene.all_write();
     scene.cluster.resume(leader);
     scene.all_write();
-    // As with a disk that takes its time: a member that works for a moment now and then.
+    // A member that works for a moment now and then.
     let slow = scene.cluster.leader();
     let until = Instant::now() + Duration::from_secs(8);
     while Instant::now() < until {
@@ -360,6 +360,23 @@ fn a_member_that_stops_or_stutters_holds_up_nobody() {
         sleep(Duration::from_millis(350));
         scene.cluster.resume(slow);
         sleep(Duration::from_millis(50));
+    }
+    scene.all_write();
+    scene.check();
+}
+
+#[test]
+fn a_member_with_a_slow_disk_holds_up_nobody() {
+    if !needs(&[ETCD, &["strace"]].concat()) {
+        return;
+    }
+    let scene = Scene::start();
+    let leader = scene.cluster.leader();
+    // Elections come when the disk keeps the leader from its heartbeats. The last one follows, or leads by then.
+    for (member, delay) in [(leader, 300), (leader, 1500), ((leader + 1) % 3, 3000)] {
+        let slow = scene.cluster.slow_disk(member, Duration::from_millis(delay));
+        within(HEALED, "a sync to be held up", || (slow.held_up() > 0).then_some(()));
+        scene.all_write();
     }
     scene.all_write();
     scene.check();

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -119,7 +120,21 @@ impl EtcdCluster {
     }
 
     fn signal(&self, at: usize, signal: Signal) {
-        self.members[at].daemon.as_ref().expect("the member runs").signal(signal);
+        self.daemon(at).signal(signal);
+    }
+
+    fn daemon(&self, at: usize) -> &Daemon {
+        self.members[at].daemon.as_ref().expect("the member runs")
+    }
+
+    /// Lets each sync of a member's disk take `delay` longer, until what is returned is dropped.
+    pub fn slow_disk(&self, at: usize, delay: Duration) -> SlowDisk {
+        let mut strace = Command::new("strace");
+        strace.args(["--follow-forks", "--quiet=attach", "--trace=fdatasync,fsync", "--attach"]);
+        strace.arg(self.daemon(at).pid().to_string());
+        strace.arg(format!("--inject=fdatasync,fsync:delay_exit={}", delay.as_micros()));
+        let name = format!("{}-disk-{}", self.members[at].name, delay.as_millis());
+        SlowDisk(Daemon::spawn(&self.logs, &name, strace).stopped_by(Signal::INT))
     }
 
     /// The member that leads, once one does.
@@ -156,6 +171,16 @@ impl EtcdCluster {
         all.extend([endpoint.as_str(), &ca, &cert, &key]);
         all.extend(args);
         member.ns.run("env", &all)
+    }
+}
+
+/// A member's disk that is slow: an strace of the member, which holds up its syncs.
+pub struct SlowDisk(Daemon);
+
+impl SlowDisk {
+    /// How many syncs it has held up.
+    pub fn held_up(&self) -> usize {
+        self.0.log().matches("(DELAYED)").count()
     }
 }
 
