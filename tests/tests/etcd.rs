@@ -373,7 +373,7 @@ fn a_member_with_a_slow_disk_holds_up_nobody() {
     let scene = Scene::start();
     let leader = scene.cluster.leader();
     // Elections come when the disk keeps the leader from its heartbeats. The last one follows, or leads by then.
-    for (member, delay) in [(leader, 300), (leader, 1500), ((leader + 1) % 3, 3000)] {
+    for (member, delay) in [(leader, 200), (leader, 700), ((leader + 1) % 3, 2000)] {
         let slow = scene.cluster.slow_disk(member, Duration::from_millis(delay));
         within(HEALED, "a sync to be held up", || (slow.held_up() > 0).then_some(()));
         scene.all_write();
