@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::{
     beside_nsm::{BesideNsm, Whose},
-    registry,
+    registry::{self, CONFIG, DOMAIN},
 };
 
 /// The registry of a daemon beside NSM's memory registry.
@@ -155,12 +155,12 @@ impl Issued {
         fs::write(&file, bundle)?;
         for name in ["registry", "manager"] {
             let out = stage.directory.join(name);
-            let id = format!("spiffe://own.test/{name}");
+            let id = format!("spiffe://{DOMAIN}/{name}");
             let path = out.to_str().context("a path that is not UTF-8")?;
             carrick(&stage.directory, &["svid", "issue", "--id", &id, "--out", path])?;
             fs::rename(out.join("svid_key.pem"), out.join("key.pem"))?;
         }
-        Ok(Self { directory: stage.directory.clone(), trust: format!("own.test={}", file.display()) })
+        Ok(Self { directory: stage.directory.clone(), trust: format!("{DOMAIN}={}", file.display()) })
     }
 
     /// `-ROLE DIR -trust FILE`.
@@ -173,7 +173,7 @@ impl Issued {
 
 /// What `carrick ARGS` prints.
 fn carrick(directory: &Path, args: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let output = Command::new(binary()).args(args).arg("-c").arg(directory.join("carrick.yaml")).output()?;
+    let output = Command::new(binary()).args(args).arg("-c").arg(directory.join(CONFIG)).output()?;
     ensure!(output.status.success(), "carrick {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }

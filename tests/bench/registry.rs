@@ -22,17 +22,18 @@ use carrick_tests::{
 };
 use clap::Parser;
 use futures::{StreamExt as _, stream};
-use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::report::median;
+use crate::report::{median, ms, print_rows, quantiles};
 
 /// Calls under way at a time while rates are measured: a few dozen managers of hosts.
 const IN_FLIGHT: usize = 64;
 /// Callers, each with a connection.
 pub(crate) const CALLERS: usize = 12;
+/// The daemon's domain.
+pub(crate) const DOMAIN: &str = "own.test";
 /// The daemon's config, in its directory.
-const CONFIG: &str = "carrick.yaml";
+pub(crate) const CONFIG: &str = "carrick.yaml";
 /// How long a start or a stop may take.
 const START: Duration = Duration::from_secs(20);
 /// Endpoints that can be registered well within the minute that their leases last.
@@ -93,20 +94,11 @@ impl Registry {
             let values: Vec<f64> = rounds.iter().map(|figures| figures[row].2).collect();
             (format!("{name}, {unit}"), median(&values))
         });
-        if self.json {
-            let all: serde_json::Map<_, _> = rows.map(|(name, value)| (name, json!(value))).collect();
-            println!("{:#}", serde_json::Value::Object(all));
-            return;
-        }
-        let (endpoints, finds, watchers) = (self.endpoints, self.finds, self.watchers);
-        println!(
-            "{endpoints} endpoints, {finds} finds/s, {watchers} watchers, medians of {} rounds",
-            self.rounds
+        let head = format!(
+            "{} endpoints, {} finds/s, {} watchers, medians of {} rounds",
+            self.endpoints, self.finds, self.watchers, self.rounds
         );
-        for (name, value) in rows {
-            let digits = if value < 100.0 { 3 } else { 0 };
-            println!("  {name:<34} {value:>12.digits$}");
-        }
+        print_rows(&head, rows, self.json);
     }
 
     async fn measure(&self) -> anyhow::Result<Vec<Figure>> {
@@ -259,8 +251,10 @@ impl Stage {
         std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
         std::fs::write(
             directory.join(CONFIG),
-            "domain: own.test\nstate_dir: state\n\
-             listen: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\nlog: { level: \"warn,carrick=info\" }\n",
+            format!(
+                "domain: {DOMAIN}\nstate_dir: state\n\
+                 listen: {{ control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }}\nlog: {{ level: \"warn,carrick=info\" }}\n"
+            ),
         )?;
         let (daemon, registry) = up(&directory, "carrick")?;
         Ok(Self { daemon, directory, registry })
@@ -279,7 +273,7 @@ impl Stage {
     }
 
     pub(crate) async fn caller(&self, pod: &str) -> anyhow::Result<Workload> {
-        Workload::connect(&self.state(), "own.test", pod, self.registry).await
+        Workload::connect(&self.state(), DOMAIN, pod, self.registry).await
     }
 
     async fn callers(&self) -> anyhow::Result<Vec<Workload>> {
@@ -345,15 +339,4 @@ pub(crate) fn endpoint(n: usize) -> NetworkServiceEndpoint {
         url: format!("tcp://10.0.{}.{}:5001", n % 1000 / 250, n % 250),
         ..Default::default()
     }
-}
-
-pub(crate) fn quantiles(mut times: Vec<Duration>) -> anyhow::Result<(Duration, Duration)> {
-    ensure!(!times.is_empty(), "nothing was measured");
-    times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-    Ok((at(0.5), at(0.99)))
-}
-
-pub(crate) fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

@@ -1,7 +1,8 @@
 //! Medians as a table and as JSON.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::{
@@ -125,6 +126,32 @@ pub(crate) fn median(values: &[f64]) -> f64 {
         0 => f64::NAN,
         n if n % 2 == 1 => sorted[n / 2],
         n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+/// Median and 99th percentile.
+pub(crate) fn quantiles(mut times: Vec<Duration>) -> anyhow::Result<(Duration, Duration)> {
+    ensure!(!times.is_empty(), "nothing was measured");
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    Ok((at(0.5), at(0.99)))
+}
+
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Prints a value a row below `head`, or JSON.
+pub(crate) fn print_rows(head: &str, rows: impl Iterator<Item = (String, f64)>, as_json: bool) {
+    if as_json {
+        let all: serde_json::Map<_, _> = rows.map(|(name, value)| (name, json!(value))).collect();
+        println!("{:#}", Value::Object(all));
+        return;
+    }
+    println!("{head}");
+    for (name, value) in rows {
+        let digits = if value < 100.0 { 3 } else { 0 };
+        println!("  {name:<34} {value:>12.digits$}");
     }
 }
 

@@ -15,12 +15,15 @@ use carrick_proto::registry::NetworkServiceEndpoint;
 use carrick_registry::store::{
     Change, EmbeddedStore, Expect, Key, Kind, MAX_CHANGES, Store as _, StoredRecord,
 };
+use carrick_tests::workload;
 use clap::Parser;
 use futures::{TryStreamExt as _, stream};
 use prost::Message as _;
-use serde_json::json;
 
-use crate::registry::{CALLERS, Stage, endpoint, find_one, ms, quantiles};
+use crate::{
+    registry::{CALLERS, DOMAIN, Stage, endpoint, find_one},
+    report::{ms, print_rows, quantiles},
+};
 
 /// Commits under way at a time: they share the syncing of the disk.
 const IN_FLIGHT: usize = 256;
@@ -85,16 +88,8 @@ impl Stored {
             ("find by name, p50", "ms", ms(p50)),
             ("find by name, p99", "ms", ms(p99)),
         ];
-        if self.json {
-            let all: serde_json::Map<_, _> =
-                rows.iter().map(|(name, unit, value)| (format!("{name}, {unit}"), json!(value))).collect();
-            println!("{:#}", serde_json::Value::Object(all));
-            return Ok(());
-        }
-        println!("{} endpoints in the store", self.endpoints);
-        for (name, unit, value) in rows {
-            println!("  {:<34} {value:>12.3}", format!("{name}, {unit}"));
-        }
+        let rows = rows.into_iter().map(|(name, unit, value)| (format!("{name}, {unit}"), value));
+        print_rows(&format!("{} endpoints in the store", self.endpoints), rows, self.json);
         Ok(())
     }
 }
@@ -102,14 +97,13 @@ impl Stored {
 /// Writes endpoints as a daemon does that they were registered with by managers.
 async fn fill(file: &Path, endpoints: usize) -> anyhow::Result<()> {
     let store = Arc::new(EmbeddedStore::open(file)?);
-    let (now, gateway) = (SystemTime::now(), "spiffe://own.test/carrick/gateway");
-    let managers: Vec<SpiffeId> = (0..CALLERS)
-        .map(|n| SpiffeId::new(format!("spiffe://own.test/ns/default/pod/nsmgr-{n}")))
-        .collect::<Result<_, _>>()?;
+    let (now, gateway) = (SystemTime::now(), workload::gateway(DOMAIN)?);
+    let managers: Vec<SpiffeId> =
+        (0..CALLERS).map(|n| workload::pod(DOMAIN, &format!("nsmgr-{n}"))).collect::<anyhow::Result<_>>()?;
     let put = |n: usize| {
         let owner = &managers[n % managers.len()];
         let object = NetworkServiceEndpoint {
-            path_ids: vec![owner.to_string(), gateway.to_owned()],
+            path_ids: vec![owner.to_string(), gateway.to_string()],
             initial_registration_time: Some(now.into()),
             expiration_time: Some((now + LEASE).into()),
             ..endpoint(n)

@@ -34,8 +34,12 @@ pub fn identity(state: &Path, domain: &str, pod: &str) -> anyhow::Result<(Identi
     let ca = EmbeddedCa::open_or_create(state, &TrustDomain::new(domain)?, now)?;
     let trust = TrustStore::new();
     trust.set(ca.bundle())?;
-    let id = SpiffeId::new(format!("spiffe://{domain}/ns/default/pod/{pod}"))?;
-    Ok((Identity::embedded(ca, id, Duration::from_secs(3600), now)?, trust))
+    Ok((Identity::embedded(ca, self::pod(domain, pod)?, Duration::from_secs(3600), now)?, trust))
+}
+
+/// The SPIFFE ID of a pod.
+pub fn pod(domain: &str, name: &str) -> anyhow::Result<SpiffeId> {
+    Ok(SpiffeId::new(format!("spiffe://{domain}/ns/default/pod/{name}"))?)
 }
 
 /// The SPIFFE ID of a domain's daemon.

@@ -57,7 +57,7 @@ struct State {
 
 struct Watched {
     ids: HashSet<String>,
-    /// When the last one of them has left.
+    /// When the last one of them has left; nothing while there is one.
     unused_since: Option<Instant>,
 }
 
@@ -102,16 +102,24 @@ impl HopWatches {
     async fn unused(&self, hop: &Hop) {
         loop {
             tokio::time::sleep(LINGER).await;
-            let mut state = self.inner.state.lock();
-            let Some(watched) = state.watches.get(hop) else { return };
-            if watched.unused_since.is_some_and(|since| since.elapsed() >= LINGER) {
-                state.watches.remove(hop);
+            if self.give_up(hop, LINGER) {
                 return;
             }
         }
     }
 
-    /// Keeps the monitor of one hop open as long as something is held there.
+    /// Gives a monitor up when nothing was held at its hop for so long: what comes next begins with one of its own at once.
+    fn give_up(&self, hop: &Hop, unused: Duration) -> bool {
+        let mut state = self.inner.state.lock();
+        let since = state.watches.get(hop).map(|watched| watched.unused_since);
+        let over = since.is_none_or(|since| since.is_some_and(|since| since.elapsed() >= unused));
+        if over {
+            state.watches.remove(hop);
+        }
+        over
+    }
+
+    /// Keeps the monitor of one hop open, until it is lost with nothing held there.
     async fn follow(&self, hop: &Hop, told: Told) {
         let tasks = &self.inner.tasks;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
@@ -142,7 +150,7 @@ impl HopWatches {
                         return tasks.stopping().await;
                     }
                     (lost_since, said, opened_once) = (None, false, true);
-                    if self.abandon(hop) {
+                    if self.give_up(hop, Duration::ZERO) {
                         return;
                     }
                     // It is opened again at once: that fails when the hop is gone. One that ends as soon as it is open waits.
@@ -164,7 +172,7 @@ impl HopWatches {
             for id in down {
                 told(&id, hop, News::Lost);
             }
-            if self.abandon(hop) {
+            if self.give_up(hop, Duration::ZERO) {
                 return;
             }
             tokio::select! {
@@ -172,16 +180,6 @@ impl HopWatches {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
         }
-    }
-
-    /// Gives up a monitor that is lost while nothing is held at its hop: what comes next begins with one of its own at once.
-    fn abandon(&self, hop: &Hop) -> bool {
-        let mut state = self.inner.state.lock();
-        let unused = state.watches.get(hop).is_none_or(|watched| watched.ids.is_empty());
-        if unused {
-            state.watches.remove(hop);
-        }
-        unused
     }
 
     async fn read(
@@ -221,11 +219,7 @@ impl HopWatches {
                     _ => News::Update(Box::new(carried)),
                 };
                 told(&id, hop, news);
-                if kind == ConnectionEventType::Delete {
-                    heard.remove(&id);
-                } else {
-                    heard.insert(id);
-                }
+                heard.insert(id);
             }
             if heard.len() > 2 * self.held(hop) + FULL_EVENT {
                 let ids = self.ids(hop);

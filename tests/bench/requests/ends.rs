@@ -43,6 +43,8 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status, service::Routes, transport::Channel};
 
+use crate::report::{ms, quantiles};
+
 /// The service that is asked for.
 const SERVICE: &str = "measured";
 /// The domains of client and endpoint.
@@ -55,15 +57,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Load {
     /// Requests a second, each with its Close.
     pub(super) rate: f64,
-    /// How long the Requests took, sorted.
-    times: Vec<Duration>,
-}
-
-impl Load {
-    /// The time that a share of the Requests stayed below, in milliseconds.
-    pub(super) fn quantile(&self, share: f64) -> f64 {
-        self.times[((self.times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3
-    }
+    /// Median and 99th percentile of the time of a Request, in milliseconds.
+    pub(super) p50: f64,
+    pub(super) p99: f64,
 }
 
 /// From the client's daemon to the endpoint's.
@@ -110,11 +106,10 @@ async fn measure(way: &Way, workers: usize, time: Duration) -> anyhow::Result<Lo
         }
         anyhow::Ok(times)
     });
-    let mut times = futures::future::try_join_all(work).await?.concat();
-    let elapsed = began.elapsed();
-    ensure!(!times.is_empty(), "nothing was measured");
-    times.sort_unstable();
-    Ok(Load { rate: times.len() as f64 / elapsed.as_secs_f64(), times })
+    let times = futures::future::try_join_all(work).await?.concat();
+    let rate = times.len() as f64 / began.elapsed().as_secs_f64();
+    let (p50, p99) = quantiles(times)?;
+    Ok(Load { rate, p50: ms(p50), p99: ms(p99) })
 }
 
 /// A client with one connection to its domain's daemon.

@@ -48,10 +48,10 @@ type OfLoad = fn(&Load) -> f64;
 
 /// The same with plain ends.
 const PLAIN: [(&str, &str, bool, OfLoad); 4] = [
-    ("plain ends, one client, p50", "ms", true, |load| load.quantile(0.5)),
-    ("plain ends, one client, p99", "ms", true, |load| load.quantile(0.99)),
+    ("plain ends, one client, p50", "ms", true, |load| load.p50),
+    ("plain ends, one client, p99", "ms", true, |load| load.p99),
     ("plain ends, many clients", "Requests/s", false, |load| load.rate),
-    ("plain ends, many clients, p50", "ms", false, |load| load.quantile(0.5)),
+    ("plain ends, many clients, p50", "ms", false, |load| load.p50),
 ];
 
 impl Requests {
