@@ -395,6 +395,37 @@ fn up_takes_its_state_dir_from_the_file_alone() {
     assert!(stderr(&output).contains("--state-dir /elsewhere is not the config's"), "{}", stderr(&output));
 }
 
+/// As somebody starts who tries it: in a directory with the config, and with names that are relative to it.
+#[test]
+fn a_daemon_starts_where_its_config_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "domain: a.test\nstate_dir: state\nlisten: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\n";
+    std::fs::write(dir.path().join("carrick.yaml"), config).unwrap();
+    let here = |args: &[&str]| {
+        let mut command = command(args);
+        command.args(["-c", "carrick.yaml"]).current_dir(&dir);
+        command
+    };
+    exits(&here(&["check"]).output().unwrap(), 0);
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let mut daemon = here(&["up"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let ended = loop {
+        if here(&["status"]).output().unwrap().status.success() {
+            break None;
+        }
+        if let Some(ended) = daemon.try_wait().unwrap() {
+            break Some(ended);
+        }
+        assert!(std::time::Instant::now() < end, "no answer");
+    };
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(ended, None, "{log}");
+    assert!(log.contains("carrick is ready"), "{log}");
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let mut child =

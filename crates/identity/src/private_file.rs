@@ -118,9 +118,9 @@ impl PrivateDir {
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at("write", &draft))?;
         rename(&draft, &path).map_err(at("rename to", &path))?;
         self.sync()?;
-        // The directory itself may be new.
-        let parent = self.path.parent().unwrap_or(&self.path);
-        File::open(parent).and_then(|p| p.sync_all()).map_err(at("sync", parent))
+        // The directory itself may be new. Not by its path: that of a single name has no parent that could be opened.
+        let parent = self.path("..");
+        File::open(&parent).and_then(|p| p.sync_all()).map_err(at("sync", &parent))
     }
 
     /// Puts a file in the place of another, at once.
