@@ -26,7 +26,7 @@ use tokio::{net::UdpSocket, sync::mpsc};
 use crate::{
     flow::{End, Flow, FlowPermit},
     gateway::{Admitted, Import, Shared},
-    inbound::{dial_verdict, target_failed},
+    inbound::{self, dial_verdict, target_failed},
     lane::{Kill, Lane},
     outbound,
     relay::{Stream, await_verdict, read_reason, write_reason},
@@ -234,7 +234,7 @@ pub(crate) async fn carry(
 /// Carries an association that a peer opened.
 pub(crate) async fn serve(
     shared: &Shared,
-    lane: &Lane,
+    lane: &Arc<Lane>,
     admitted: &Admitted,
     mut stream: Stream,
     mut flow: Flow,
@@ -253,8 +253,7 @@ pub(crate) async fn serve(
                 },
             );
             let verdict = dial_verdict(&error);
-            let _gone = stream.send.write_all(&[verdict.code()]).await;
-            let _gone = stream.send.finish();
+            inbound::refuse(lane.clone(), stream, verdict).await;
             return target_failed(flow, target, verdict, &error);
         }
     };
@@ -264,7 +263,7 @@ pub(crate) async fn serve(
         octets: AtomicU64::new(0),
         activity: Activity::new(),
     });
-    if stream.send.write_all(&[Verdict::Accepted.code()]).await.is_err() {
+    if inbound::answer(lane, &mut stream, Verdict::Accepted).await.is_err() {
         return flow.end(End::Dropped(DropReason::TunnelLost), "");
     }
     flow.opened();
@@ -382,7 +381,7 @@ async fn send_packet(
         lane.associations.metrics.datagrams_dropped.of(DropReason::MalformedDatagram.as_str()).inc();
         return Ok(());
     }
-    send.write_all(&message).await.map_err(|error| write_reason(&error))
+    lane.turns.write(send, message.into()).await.map_err(|error| write_reason(&error))
 }
 
 async fn read_messages(recv: &mut RecvStream, sink: &Sink, metrics: &Metrics) -> Result<(), DropReason> {

@@ -2,9 +2,10 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use carrick_gateway_core::{DropReason, FlowHeader, HeaderError, HeaderKind, ResetCode, Verdict, header};
 use carrick_model::{ExportTarget, Payload};
-use quinn::{ReadExactError, RecvStream};
+use quinn::{ReadExactError, RecvStream, WriteError};
 
 use crate::{
     association,
@@ -40,15 +41,21 @@ pub(crate) async fn accept_flows(shared: &Arc<Shared>, lane: &Arc<Lane>) {
             }
             None => {
                 shared.exported.refused(DropReason::TooManyFlows.as_str());
-                let _detached = shared.tasks.spawn("inbound-refusal", refuse(stream, Verdict::Overloaded));
+                let _detached =
+                    shared.tasks.spawn("inbound-refusal", refuse(lane.clone(), stream, Verdict::Overloaded));
             }
         }
     }
 }
 
+/// Sends the verdict.
+pub(crate) async fn answer(lane: &Lane, stream: &mut Stream, verdict: Verdict) -> Result<(), WriteError> {
+    lane.turns.write(&mut stream.send, Bytes::copy_from_slice(&[verdict.code()])).await
+}
+
 /// Says no, and gives the peer the time to read it.
-async fn refuse(mut stream: Stream, verdict: Verdict) {
-    let _gone = stream.send.write_all(&[verdict.code()]).await;
+pub(crate) async fn refuse(lane: Arc<Lane>, mut stream: Stream, verdict: Verdict) {
+    let _gone = answer(&lane, &mut stream, verdict).await;
     let _gone = stream.send.finish();
     let _gone = stream.recv.stop(crate::relay::var_int(ResetCode::Reset));
 }
@@ -89,7 +96,7 @@ async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, mut stream: Stream, _permit
 
 async fn serve_stream(
     shared: &Shared,
-    lane: &Lane,
+    lane: &Arc<Lane>,
     admitted: &Admitted,
     mut stream: Stream,
     flow: Flow,
@@ -100,16 +107,16 @@ async fn serve_stream(
         Ok(local) => local,
         Err(error) => {
             let verdict = dial_verdict(&error);
-            refuse(stream, verdict).await;
+            refuse(lane.clone(), stream, verdict).await;
             return target_failed(flow, target, verdict, &error);
         }
     };
-    if stream.send.write_all(&[Verdict::Accepted.code()]).await.is_err() {
+    if answer(lane, &mut stream, Verdict::Accepted).await.is_err() {
         return flow.end(End::Dropped(DropReason::TunnelLost), "");
     }
     flow.opened();
     let tally = Tally { from_local: &flow.to_client, to_local: &flow.to_service };
-    let end = relay(local, stream, Verdicts::Given, tally, &lane.backlogs, kill).await;
+    let end = relay(local, stream, Verdicts::Given, tally, lane, kill).await;
     flow.end(end, "");
 }
 
@@ -130,12 +137,12 @@ pub(crate) fn dial_verdict(error: &io::Error) -> Verdict {
 }
 
 /// Counts and logs a refusal for which there is no flow yet, and sends it.
-async fn refuse_early(shared: &Shared, lane: &Lane, stream: Stream, verdict: Verdict, why: &str) {
+async fn refuse_early(shared: &Shared, lane: &Arc<Lane>, stream: Stream, verdict: Verdict, why: &str) {
     shared.exported.refused(verdict.as_str());
     if shared.refusal_log.allow(lane.address().ip()) {
         tracing::warn!(peer = %lane.peer, address = %lane.address(), verdict = verdict.as_str(), why, "a flow was refused");
     }
-    refuse(stream, verdict).await;
+    refuse(lane.clone(), stream, verdict).await;
 }
 
 enum NoHeader {

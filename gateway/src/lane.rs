@@ -22,7 +22,9 @@ use quinn::{RecvStream, SendStream, VarInt};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{association::Associations, backlog::Backlogs, gateway::Shared, inbound};
+use crate::{
+    association::Associations, backlog::Backlogs, coalesce::Rounds, gateway::Shared, inbound, turns::Turns,
+};
 
 /// Control messages that wait for the network; more means that the tunnel is as good as dead.
 const CONTROL_QUEUE: usize = 64;
@@ -58,6 +60,10 @@ pub(crate) struct Lane {
     flows: AtomicUsize,
     /// Flows whose local reader is slower than the tunnel.
     pub(crate) backlogs: Backlogs,
+    /// Whose turn it is to write, when the tunnel's window is full.
+    pub(crate) turns: Turns,
+    /// For flows that let their octets gather.
+    pub(crate) rounds: Rounds,
     /// Receive window granted now, in octets.
     pub(crate) window: AtomicU64,
     peer_drains: CancellationToken,
@@ -122,6 +128,8 @@ impl Lane {
             thread: Handle::current(),
             flows: AtomicUsize::new(0),
             backlogs: Backlogs::new(shared.windows_changed.clone()),
+            turns: Turns::default(),
+            rounds: Rounds::default(),
             window: AtomicU64::new(carrick_gateway_core::window::TUNNEL),
             peer_drains: CancellationToken::new(),
             control,
@@ -130,6 +138,7 @@ impl Lane {
         shared.lanes.lock().insert(lane.connection.stable_id(), lane.clone());
         shared.windows_changed.notify_one();
         let _runs = shared.tasks.spawn("tunnel", run(shared.clone(), lane.clone(), messages));
+        let _counts = shared.tasks.spawn("tunnel-rounds", count_rounds(lane.clone()));
         lane
     }
 
@@ -201,6 +210,14 @@ async fn run(shared: Arc<Shared>, lane: Arc<Lane>, messages: mpsc::Receiver<Mess
     );
 }
 
+/// By itself, so that a round costs no look at all else that a lane waits for.
+async fn count_rounds(lane: Arc<Lane>) {
+    tokio::select! {
+        _reason = lane.connection.closed() => {}
+        never = lane.rounds.run() => match never {},
+    }
+}
+
 async fn read_datagrams(lane: &Lane) {
     while let Ok(frame) = lane.connection.read_datagram().await {
         lane.associations.deliver(&frame);
@@ -261,7 +278,7 @@ async fn write_control(lane: &Lane, mut messages: mpsc::Receiver<Message>) -> st
             }
         };
         message.encode(&mut octets);
-        if open.write_all(&octets).await.is_err() {
+        if lane.turns.write(open, octets.into()).await.is_err() {
             break;
         }
     }

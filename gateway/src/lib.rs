@@ -13,10 +13,12 @@
 //! | `outbound` | one flow from here: route, tunnel, header, verdict, relay |
 //! | `inbound` | one flow to here: header, admission, target, verdict, relay |
 //! | `relay` | bytes between a local stream and a QUIC stream, half-close and reset mapped both ways |
+//! | `coalesce` | lets the octets of a busy flow gather before they are written |
 //! | `association` | datagrams between a local UDP socket and a tunnel |
 //! | `routes` | the routes of one import, and the shares in which flows take them |
 //! | `tunnel` | dials a peer's gateway and keeps it dialled |
 //! | `lane` | one QUIC connection: its flows, its control stream, its datagrams |
+//! | `turns` | lets the flows of a lane that wait for its window write in turn |
 //! | `backlog` | flows whose local reader is slower than the tunnel |
 //! | `windows` | receive windows of all tunnels within one bound |
 //! | `endpoint` | the one QUIC endpoint: configuration, accept loop |
@@ -27,6 +29,7 @@
 
 mod association;
 mod backlog;
+mod coalesce;
 mod endpoint;
 mod flow;
 pub mod gateway;
@@ -41,6 +44,7 @@ mod settings;
 mod socket;
 mod threads;
 mod tunnel;
+mod turns;
 mod windows;
 
 pub use gateway::{Admission, ControlPlane, Gateway, GatewayError, ListenerKey, Route, TunnelSnapshot};

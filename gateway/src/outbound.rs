@@ -83,7 +83,7 @@ async fn ride(shared: &Arc<Shared>, import: &Import, local: LocalStream, mut flo
         let tally = Tally { from_local: &flow.to_service, to_local: &flow.to_client };
         let tell = || flow.opened();
         let verdict = Verdicts::Awaited(shared.settings.flow_open, &tell);
-        relay(local, stream, verdict, tally, &seat.lane.backlogs, &kill).await
+        relay(local, stream, verdict, tally, &seat.lane, &kill).await
     };
     conclude(shared, import, flow, seat.connection(), end);
 }
@@ -180,7 +180,7 @@ async fn open_stream(
         let (mut send, mut recv) = lane.connection.open_bi().await.map_err(|error| error.to_string())?;
         let mut octets = Vec::with_capacity(64);
         header.encode(&mut octets);
-        if let Err(error) = send.write_all(&octets).await {
+        if let Err(error) = lane.turns.write(&mut send, octets.into()).await {
             let _ended = recv.stop(crate::relay::var_int(ResetCode::Reset));
             return Err(error.to_string());
         }

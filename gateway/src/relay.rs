@@ -2,7 +2,8 @@
 //!
 //! Both directions of a flow run in one task. Bytes are not copied in between: what is read from the local stream is handed
 //! to quinn as it is, and what quinn received is written with one vectored write. Back-pressure is the streams' own: a
-//! reader that stops fills its socket, then the stream's window, then the sender's socket.
+//! reader that stops fills its socket, then the stream's window, then the sender's socket. Flows that wait for the window of
+//! their tunnel write in turn (`turns`).
 //!
 //! A FIN is mapped to a FIN. A reset, or a write to a local stream whose reader is gone, becomes RESET_STREAM and
 //! STOP_SENDING with [`ResetCode::Reset`], and the other end resets its local stream.
@@ -28,9 +29,11 @@ use tokio::{
 
 use crate::{
     backlog::{Backlogs, Behind},
+    coalesce::Coalesce,
     flow::End,
-    lane::Kill,
+    lane::{Kill, Lane},
     local::{LocalStream, ReadSide, WriteSide},
+    turns::Turns,
 };
 
 /// First read of a flow; small flows need no more.
@@ -81,18 +84,18 @@ pub(crate) async fn relay(
     mut stream: Stream,
     awaits: Verdicts<'_>,
     tally: Tally<'_>,
-    backlogs: &Backlogs,
+    lane: &Lane,
     kill: &Kill,
 ) -> End {
     let pumping = async {
         match &mut local {
             LocalStream::Tcp(tcp) => {
                 let (read, write) = tcp.split();
-                pump_both(read, write, &mut stream, awaits, tally, backlogs, kill).await
+                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
             }
             LocalStream::Unix(unix) => {
                 let (read, write) = unix.split();
-                pump_both(read, write, &mut stream, awaits, tally, backlogs, kill).await
+                pump_both(read, write, &mut stream, awaits, tally, lane, kill).await
             }
         }
     };
@@ -129,7 +132,7 @@ async fn pump_both(
     stream: &mut Stream,
     awaits: Verdicts<'_>,
     tally: Tally<'_>,
-    backlogs: &Backlogs,
+    lane: &Lane,
     kill: &Kill,
 ) -> Result<(), DropReason> {
     let Stream { send, recv } = stream;
@@ -138,9 +141,9 @@ async fn pump_both(
             await_verdict(recv, patience).await?;
             tell();
         }
-        pump_down(recv, write, tally.to_local, backlogs, kill).await
+        pump_down(recv, write, tally.to_local, lane, kill).await
     };
-    tokio::try_join!(pump_up(read, send, tally.from_local), down).map(|((), ())| ())
+    tokio::try_join!(pump_up(read, send, tally.from_local, &lane.turns), down).map(|((), ())| ())
 }
 
 /// Reads the verdict octet.
@@ -161,6 +164,7 @@ async fn pump_up(
     mut read: impl ReadSide,
     send: &mut SendStream,
     tally: &AtomicU64,
+    turns: &Turns,
 ) -> Result<(), DropReason> {
     let mut size = FIRST_READ;
     loop {
@@ -186,7 +190,7 @@ async fn pump_up(
         } else if n < size / 8 {
             size = (size / 2).max(FIRST_READ);
         }
-        send.write_chunk(piece).await.map_err(|error| write_reason(&error))?;
+        turns.write(send, piece).await.map_err(|error| write_reason(&error))?;
     }
 }
 
@@ -195,12 +199,13 @@ async fn pump_down(
     recv: &mut RecvStream,
     mut write: impl WriteSide,
     tally: &AtomicU64,
-    backlogs: &Backlogs,
+    lane: &Lane,
     kill: &Kill,
 ) -> Result<(), DropReason> {
     // What the local stream did not take at once. A flow that waits for the tunnel keeps nothing here.
     let mut left: Vec<Bytes> = Vec::new();
     let mut behind: Option<Behind<'_>> = None;
+    let mut coalesce = Coalesce::new();
     loop {
         let moved = poll_fn(|cx| {
             let polled = poll_down(recv, &mut write, &mut left, cx);
@@ -217,12 +222,13 @@ async fn pump_down(
             return Ok(());
         };
         if !left.is_empty() {
-            write_left(&mut left, &mut write, backlogs, &mut behind, kill)
+            write_left(&mut left, &mut write, &lane.backlogs, &mut behind, kill)
                 .await
                 .map_err(|_| DropReason::LocalReset)?;
             left = Vec::new();
         }
         tally.fetch_add(length as u64, Ordering::Relaxed);
+        coalesce.gather(length, &lane.rounds).await;
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) enum Metric {
     Rr,
     /// A new connection for each request, 16 in parallel.
     Crr16,
+    /// A new connection for each request, one at a time, beside 64 that carry bulk.
+    Crr1Beside64,
     /// From the start of the importing daemon to the first byte.
     Cold,
     /// Memory with many idle flows.
@@ -50,8 +52,17 @@ pub(crate) struct Figure {
 }
 
 impl Metric {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::Tcp1, Self::Tcp8, Self::Tcp64, Self::Down1, Self::Rr, Self::Crr16, Self::Cold, Self::Idle];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Tcp1,
+        Self::Tcp8,
+        Self::Tcp64,
+        Self::Down1,
+        Self::Rr,
+        Self::Crr16,
+        Self::Crr1Beside64,
+        Self::Cold,
+        Self::Idle,
+    ];
 
     /// Whether it means something for a subject.
     pub(crate) fn applies_to(self, subject: Subject) -> bool {
@@ -94,15 +105,21 @@ pub(crate) fn run(
             ])
         }
         Metric::Crr16 => {
-            let (report, cpu) = generate(stage, subject, args, "churn", &["--parallel", "16"])?;
-            let (count, failed) = (number(&report, "count")?, number(&report, "failed")?);
-            ensure!(failed == 0.0, "{failed} of {count} connections failed");
+            let (report, cpu) = churn(stage, subject, args, &["--parallel", "16"])?;
             let mut figures = vec![
                 figure("crr16", "conns/s", number(&report, "per_second")?),
                 figure("crr16 p99", "µs", number(&report, "p99_us")?),
             ];
+            let count = number(&report, "count")?;
             figures.extend(cpu.map(|cpu| figure("crr16 CPU", "µs/conn", cpu.as_secs_f64() * 1e6 / count)));
             Ok(figures)
+        }
+        Metric::Crr1Beside64 => {
+            let (report, _) = churn(stage, subject, args, &["--parallel", "1", "--beside", "64"])?;
+            Ok(vec![
+                figure("beside64 p50", "µs", number(&report, "p50_us")?),
+                figure("beside64 p99", "µs", number(&report, "p99_us")?),
+            ])
         }
         Metric::Cold => {
             cold_start(stage).map(|time| vec![figure("cold start", "ms", time.as_secs_f64() * 1e3)])
@@ -123,10 +140,27 @@ fn bulk<const N: usize>(
     options.extend(flows);
     let (report, cpu) = generate(stage, subject, args, "bulk", &options)?;
     let mut figures = vec![figure(row, "Mbit/s", number(&report, "mbit_s")?)];
+    if row == "tcp64" {
+        // 1: every flow got the same.
+        figures.push(figure("tcp64 least", "of mean", number(&report, "fairness")?));
+    }
     if let (Some(name), Some(cpu)) = (cpu_row, cpu) {
         figures.push(figure(name, "s/GB", cpu.as_secs_f64() * 1e9 / number(&report, "bytes")?));
     }
     Ok(figures)
+}
+
+/// Short connections, of which none may fail.
+fn churn(
+    stage: &Stage,
+    subject: Subject,
+    args: &Args,
+    options: &[&str],
+) -> anyhow::Result<(Value, Option<Duration>)> {
+    let (report, cpu) = generate(stage, subject, args, "churn", options)?;
+    let (count, failed) = (number(&report, "count")?, number(&report, "failed")?);
+    ensure!(failed == 0.0, "{failed} connections failed, {count} did not");
+    Ok((report, cpu))
 }
 
 /// Runs the load generator in site a; its report, and the CPU time that both ends of the subject spent meanwhile.

@@ -167,11 +167,16 @@ fn talker() -> (Mesh, TcpApp) {
             let block = vec![7; 1 << 20];
             while stream.write_all(&block).is_ok() {}
         } else {
-            let mut back = stream.try_clone().unwrap();
-            let _ = io::copy(&mut stream, &mut back);
+            echo(stream);
         }
     });
     (mesh, app)
+}
+
+/// Sends back what comes.
+fn echo(mut stream: TcpStream) {
+    let mut back = stream.try_clone().unwrap();
+    let _ = io::copy(&mut stream, &mut back);
 }
 
 const TALK: &[u8; 1] = b"s";
@@ -241,6 +246,71 @@ fn clients_that_read_slowly_hold_nobody_up_and_are_not_shed() {
         let worst = slowest_echo(&mesh, Duration::from_secs(6));
         assert!(worst < NOTICED, "an echo took {worst:?} beside slow readers");
     });
+}
+
+/// Asks the application to take all it can, and to say how much that was.
+const TAKE: &[u8; 1] = b"t";
+/// How long bulk is carried.
+const BULK: Duration = Duration::from_secs(4);
+
+/// Reads for [`BULK`].
+fn take(flow: &mut TcpStream) -> u64 {
+    let (begin, mut taken, mut block) = (Instant::now(), 0, vec![0; 256 << 10]);
+    while begin.elapsed() < BULK {
+        taken += flow.read(&mut block).unwrap() as u64;
+    }
+    taken
+}
+
+/// Sends until the application says how much it took.
+fn give(flow: &mut TcpStream) -> u64 {
+    let mut giving = flow.try_clone().unwrap();
+    thread::spawn(move || while giving.write_all(&[7; 256 << 10]).is_ok() {});
+    let mut taken = [0; 8];
+    flow.read_exact(&mut taken).unwrap();
+    // Ends the giving, too.
+    flow.shutdown(Shutdown::Both).unwrap();
+    u64::from_le_bytes(taken)
+}
+
+/// More bulk than the tunnel carries, either way: its flows share it, and new ones get in.
+#[test]
+fn bulk_flows_share_a_tunnel_and_others_get_in() {
+    const FLOWS: usize = 64;
+    if !needs(MESH) {
+        return;
+    }
+    let mesh = mesh();
+    let _app = app(&mesh, |mut stream| {
+        let mut kind = [0];
+        stream.read_exact(&mut kind).unwrap();
+        match &kind {
+            TAKE => {
+                let taken = take(&mut stream);
+                stream.write_all(&taken.to_le_bytes()).unwrap();
+                let _rest = io::copy(&mut stream, &mut io::sink());
+            }
+            TALK => while stream.write_all(&[7; 256 << 10]).is_ok() {},
+            _ => echo(stream),
+        }
+    });
+    for (kind, carry) in [(TAKE, give as fn(&mut TcpStream) -> u64), (TALK, take)] {
+        let way = kind.escape_ascii();
+        let mut flows: Vec<TcpStream> = (0..FLOWS).map(|_| open(&mesh, kind)).collect();
+        let (carried, worst) = thread::scope(|scope| {
+            let bulk: Vec<_> = flows.iter_mut().map(|flow| scope.spawn(move || carry(flow))).collect();
+            let (begin, mut worst) = (Instant::now(), Duration::ZERO);
+            while begin.elapsed() < BULK * 3 / 4 {
+                let opened = Instant::now();
+                echoes(&mut open(&mesh, ECHO), &[1; 1000]);
+                worst = worst.max(opened.elapsed());
+            }
+            (bulk.into_iter().map(|flow| flow.join().unwrap()).collect::<Vec<_>>(), worst)
+        });
+        let (least, all) = (carried.iter().min().unwrap(), carried.iter().sum::<u64>());
+        assert!(least * FLOWS as u64 * 5 > all, "{way}: one carried {least} of {all} octets: {carried:?}");
+        assert!(worst < Duration::from_secs(2), "{way}: a new flow took {worst:?}");
+    }
 }
 
 #[test]

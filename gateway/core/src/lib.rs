@@ -21,12 +21,14 @@
 //! | [`datagram`] | how UDP payloads are framed, in DATAGRAM frames and on streams |
 //! | [`control`] | the words about the whole tunnel |
 //! | [`drop_reason`] | why a flow or datagram was not carried |
+//! | [`turns`] | whose turn it is when the flows of a tunnel wait for its window |
 //! | [`window`] | how much each tunnel may have in flight, within a bound for all |
 
 pub mod control;
 pub mod datagram;
 pub mod drop_reason;
 pub mod header;
+pub mod turns;
 pub mod verdict;
 pub mod window;
 

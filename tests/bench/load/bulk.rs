@@ -60,3 +60,25 @@ pub(crate) fn run(to: SocketAddr, flows: usize, down: bool, time: Duration) -> a
         "fairness": least as f64 * flows as f64 / bytes.max(1) as f64,
     }))
 }
+
+/// How long bulk flows fill the way before the other measurement begins, and outlast it.
+const LEAD: Duration = Duration::from_secs(1);
+
+/// Measures something else, of `time`, beside `flows` bulk flows.
+pub(crate) fn beside(
+    to: SocketAddr,
+    flows: usize,
+    time: Duration,
+    other: impl FnOnce() -> anyhow::Result<Value>,
+) -> anyhow::Result<Value> {
+    if flows == 0 {
+        return other();
+    }
+    std::thread::scope(|scope| {
+        let bulk = scope.spawn(|| run(to, flows, false, time + 2 * LEAD));
+        std::thread::sleep(LEAD);
+        let measured = other();
+        bulk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).context("the bulk flows")?;
+        measured
+    })
+}

@@ -61,6 +61,9 @@ enum Command {
         /// Connections in flight.
         #[arg(long, default_value_t = 16)]
         parallel: usize,
+        /// Bulk flows that fill the way meanwhile.
+        #[arg(long, default_value_t = 0)]
+        beside: usize,
     },
     /// Opens connections, checks each end to end, prints, and holds them until standard input ends.
     Idle {
@@ -94,7 +97,9 @@ fn main() -> anyhow::Result<()> {
         Command::Serve { listen } => serve::run(listen),
         Command::Bulk { to, flows, down } => print(&bulk::run(to.to, flows, down, to.time())?),
         Command::Latency { to, size } => print(&latency::run(to.to, size, to.time())?),
-        Command::Churn { to, parallel } => print(&churn::run(to.to, parallel, to.time())?),
+        Command::Churn { to, parallel, beside } => {
+            print(&bulk::beside(to.to, beside, to.time(), || churn::run(to.to, parallel, to.time()))?)
+        }
         Command::Idle { to, flows } => idle::run(to.to, flows, to.time()),
     }
 }

@@ -1,0 +1,148 @@
+//! Lets the flows of a lane that wait for its window write in turn.
+//!
+//! quinn keeps no order among those that wait for the window of the whole connection: it wakes all of them whenever there is
+//! room, last in, first out. So what flows give quinn to wake is not their task but their place in a [`Line`], which calls
+//! one at a time. Order and reasons are in [`carrick_gateway_core::turns`].
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker, ready},
+};
+
+use bytes::Bytes;
+use carrick_gateway_core::turns::{Length, Line, Look, Ticket};
+use parking_lot::Mutex;
+use quinn::{SendStream, WriteError};
+
+/// What is no longer goes before bulk: a header, a verdict, a request, an answer.
+const SHORT: usize = 4 << 10;
+
+type SharedLine = Arc<Mutex<Line<Waker>>>;
+
+/// The line of one lane.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(SharedLine);
+
+impl Turns {
+    /// Writes all of `piece`, in turn with the other flows of the lane.
+    ///
+    /// # Errors
+    /// quinn's: the peer stopped the stream, or the tunnel is lost.
+    pub(crate) async fn write(&self, send: &mut SendStream, piece: Bytes) -> Result<(), WriteError> {
+        let mut turn = Turn::new(&self.0, if piece.len() <= SHORT { Length::Short } else { Length::Long });
+        let mut pieces = [piece];
+        poll_fn(|cx| {
+            turn.poll(cx, |cx| {
+                // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
+                let written = ready!(pin!(send.write_chunks(&mut pieces)).poll(cx))?;
+                Poll::Ready(Ok(if written.chunks == pieces.len() { Progress::Done } else { Progress::Part }))
+            })
+        })
+        .await
+    }
+}
+
+/// What a write came to.
+enum Progress {
+    Part,
+    Done,
+}
+
+/// One piece's way through the line; leaves it when dropped.
+struct Turn<'a> {
+    line: &'a SharedLine,
+    length: Length,
+    /// The place, and what quinn wakes for it.
+    place: Option<(Ticket, Waker)>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(line: &'a SharedLine, length: Length) -> Self {
+        Self { line, length, place: None }
+    }
+
+    /// Writes when it is this piece's turn. `write` wakes whom it was polled by when there is room.
+    fn poll<E>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&mut Context<'_>) -> Poll<Result<Progress, E>>,
+    ) -> Poll<Result<(), E>> {
+        // Whether it was written, and whether a part was.
+        let mut write = |cx: &mut Context<'_>| {
+            let mut progress = false;
+            loop {
+                match write(cx) {
+                    Poll::Ready(Ok(Progress::Part)) => progress = true,
+                    Poll::Ready(Ok(Progress::Done)) => return (Poll::Ready(Ok(())), progress),
+                    Poll::Ready(Err(error)) => return (Poll::Ready(Err(error)), progress),
+                    Poll::Pending => return (Poll::Pending, progress),
+                }
+            }
+        };
+        if self.place.is_none() && !self.line.lock().has_ready() {
+            // Nobody waits whose turn it could be. This is the usual case, and costs no place.
+            if let (Poll::Ready(written), _) = write(cx) {
+                return Poll::Ready(written);
+            }
+        }
+        let (ticket, told) = self.place.get_or_insert_with(|| {
+            let ticket = self.line.lock().enter(self.length, cx.waker().clone());
+            (ticket, Arc::new(Told { line: self.line.clone(), ticket }).into())
+        });
+        let look = self.line.lock().look(*ticket, cx.waker());
+        let attempt = match look {
+            Look::Try(attempt) => attempt,
+            Look::Wake(other) => {
+                other.wake();
+                return Poll::Pending;
+            }
+            Look::Wait => return Poll::Pending,
+        };
+        match write(&mut Context::from_waker(told)) {
+            (Poll::Ready(written), _) => {
+                self.leave();
+                Poll::Ready(written)
+            }
+            (Poll::Pending, progress) => {
+                let called = self.line.lock().tried(attempt, progress);
+                wake(called);
+                Poll::Pending
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some((ticket, _)) = self.place.take() {
+            let called = self.line.lock().leave(ticket);
+            wake(called);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// A place in the line, for quinn to wake.
+struct Told {
+    line: SharedLine,
+    ticket: Ticket,
+}
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        let called = self.line.lock().told(self.ticket);
+        wake(called);
+    }
+}
+
+/// Wakes, without the lock: a task that is woken may be dropped by that, and then leaves the line.
+fn wake(called: Option<Waker>) {
+    if let Some(called) = called {
+        called.wake();
+    }
+}
