@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, in a file of tests")]
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -433,6 +433,38 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     exits(&output, 0);
     assert_eq!(stderr(&output), "");
+}
+
+/// Stays until it is told to stop, and takes up another domain's root meanwhile.
+#[test]
+fn a_kept_svid_follows_the_roots_and_ends_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = good_file(dir.path());
+    let out = dir.path().join("nsc");
+    let id = "spiffe://a.test/nsc";
+    let mut kept = command(&["svid", "issue", "-c", &config, "--id", id, "--out", text(&out), "--keep"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(kept.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("spiffe://a.test/nsc  ends in"));
+    let first = std::fs::read(out.join("svid.pem")).unwrap();
+
+    let other = dir.path().join("other.yaml");
+    std::fs::write(&other, format!("domain: b.test\nstate_dir: {}/other\n", dir.path().display())).unwrap();
+    let bundle = carrick(&["trust", "export", "-c", text(&other)]);
+    exits(&bundle, 0);
+    let file = dir.path().join("b.json");
+    std::fs::write(&file, &bundle.stdout).unwrap();
+    exits(&carrick(&["trust", "import", text(&file), "-c", &config, "--domain", "b.test"]), 0);
+    let told = lines.find(|line| line.contains("bundle of b.test"));
+    assert!(told.is_some(), "it ended");
+    assert_ne!(std::fs::read(out.join("svid.pem")).unwrap(), first, "with a fresh SVID");
+    assert!(out.join("federated/b.test.pem").exists());
+
+    rustix::process::kill_process(rustix::process::Pid::from_child(&kept), rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(kept.wait().unwrap().code(), Some(0));
 }
 
 #[test]

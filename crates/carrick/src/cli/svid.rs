@@ -22,7 +22,7 @@ use super::{
     table::{Cell, Table},
     trust,
 };
-use crate::{admin::api::Timestamp, state_dir::StateDir, trust_file};
+use crate::{admin::api::Timestamp, app::Signals, state_dir::StateDir, trust_file};
 
 pub(crate) const EXAMPLES: &str = "\
 EXAMPLES
@@ -34,17 +34,20 @@ pub(crate) enum Svid {
     /// Issue an SVID of this domain: certificate, key and the bundles in force, as PEM files
     ///
     /// Writes svid.pem, svid_key.pem, bundle.pem, and federated/TRUST-DOMAIN.pem for every domain that is trusted. All are
-    /// readable by their user only, and replace what an earlier call wrote. Nothing renews them: call it again before
-    /// half of the lifetime is over. Works beside a running daemon and without one. With -c, and before the first
-    /// start, it makes the domain's root.
+    /// readable by their user only, and replace what an earlier call wrote. Works beside a running daemon and without one.
+    /// With -c, and before the first start, it makes the domain's root.
+    ///
+    /// With --keep it stays, writes them anew when half of the lifetime is over and when roots come or go, and ends with
+    /// SIGTERM or SIGINT. Without it, call it again before the lifetime is over.
     #[command(after_help = "\
 EXAMPLES
   carrick svid issue --id spiffe://cloud.example.com/ns/shop/pod/web-0 --out /run/web
   carrick svid issue -c carrick.yaml --id spiffe://cloud.example.com/nsc --out /run/nsc --lifetime 8h
   carrick svid issue --id spiffe://cloud.example.com/nsc --out /run/nsc -o json | jq -r .not_after
+  carrick svid issue --id spiffe://cloud.example.com/nsc --out /run/nsc --keep
 
 EXIT CODES
-  0 when the files are written, 2 when the ID or the lifetime cannot be, 1 when there is no root or no place to write")]
+  0 when the files are written, or --keep was told to stop, 2 when the ID or the lifetime cannot be, 1 when there is no root or no place to write")]
     Issue {
         /// Who it is for: an ID with a path in this domain's trust domain
         #[arg(long, value_name = "SPIFFE-ID", value_parser = parse_id)]
@@ -55,6 +58,9 @@ EXIT CODES
         /// How long it is valid, from 1m to 30days
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_lifetime)]
         lifetime: Duration,
+        /// Stay, and renew what is written until told to stop
+        #[arg(long)]
+        keep: bool,
     },
 }
 
@@ -62,6 +68,8 @@ EXIT CODES
 const RESERVED: &str = "/carrick/";
 /// Below it no renewal by a timer keeps up.
 const LEAST: Duration = Duration::from_secs(60);
+/// How often `--keep` looks whether roots came or went.
+const LOOK: Duration = Duration::from_secs(5);
 /// The same bound as `identity.svid_lifetime`: longer is not short-lived.
 const MOST: Duration = Duration::from_secs(30 * 86_400);
 
@@ -101,45 +109,125 @@ struct Federated {
 
 /// Does what the subcommand says.
 pub(super) fn run(command: Svid, global: &Global, output: Output) -> anyhow::Result<Exit> {
-    let Svid::Issue { id, out, lifetime } = command;
+    let Svid::Issue { id, out, lifetime, keep } = command;
     if id.path().starts_with(RESERVED) {
         let message = format!("`{id}` is the daemon's own: what lies under {RESERVED} is never given away");
         return Err(Advice::usage(message, "choose another path").into());
     }
-    let state = global.state_dir()?;
-    let config = global.load_config()?;
-    let ca = match &config {
-        Some(config) => trust::create_own(&state, &config.trust_domain)?,
-        None => trust::read_own(&state)?.ok_or_else(|| trust::no_root(&state))?,
-    };
-    let others = others(&state, config.as_ref());
-    let issued = issue(&ca, &id, lifetime, &others, &out)?;
-    output.show(&issued, |issued, style| human(issued, style, SystemTime::now()))?;
+    let (state, config) = (global.state_dir()?, global.load_config()?);
+    let mut order = Order { id, out, lifetime, state, config, warned: Vec::new() };
+    let roots = order.roots()?;
+    let show = |issued: &Issued| output.show(issued, |issued, style| human(issued, style, SystemTime::now()));
+    show(&order.issue(&roots)?)?;
+    if keep {
+        super::block_on(async {
+            tokio::select! {
+                failed = order.keep(roots.text(), LOOK, show) => failed,
+                () = async { Signals::new().stop().await } => Ok(()),
+            }
+        })??;
+    }
     Ok(Exit::Ok)
 }
 
-/// The bundles of the trusted domains: the config's, then what was imported for others.
-fn others(state: &StateDir, config: Option<&carrick_config::Config>) -> Vec<Bundle> {
-    let mut bundles = Vec::new();
-    let mut take = |bundle: Bundle| {
-        let known = |other: &Bundle| other.trust_domain() == bundle.trust_domain();
-        if !bundles.iter().any(known) {
-            bundles.push(bundle);
+/// What is to be issued, and from where.
+struct Order {
+    id: SpiffeId,
+    out: PathBuf,
+    lifetime: Duration,
+    state: StateDir,
+    config: Option<carrick_config::Config>,
+    /// What was said of bundles that cannot be read.
+    warned: Vec<String>,
+}
+
+/// What is to be trusted, and the own root that issues.
+struct Roots {
+    ca: EmbeddedCa,
+    others: Vec<Bundle>,
+}
+
+impl Roots {
+    /// Differs when anything of what is written differs, the SVID apart.
+    fn text(&self) -> String {
+        let others =
+            self.others.iter().map(|bundle| format!("{}\n{}", bundle.trust_domain(), bundle.to_pem()));
+        others.fold(self.ca.bundle().to_pem(), |all, one| all + &one)
+    }
+}
+
+impl Order {
+    /// The domain's root, and the bundles of the trusted domains: the config's, then what was imported for others.
+    fn roots(&mut self) -> anyhow::Result<Roots> {
+        let ca = match &self.config {
+            Some(config) => trust::create_own(&self.state, &config.trust_domain)?,
+            None => trust::read_own(&self.state)?.ok_or_else(|| trust::no_root(&self.state))?,
+        };
+        let (mut others, mut faults) = (Vec::new(), Vec::new());
+        let mut take = |bundle: Bundle| {
+            let known = |other: &Bundle| other.trust_domain() == bundle.trust_domain();
+            if !others.iter().any(known) {
+                others.push(bundle);
+            }
+        };
+        for trust in self.config.as_ref().map(|config| config.trust.as_slice()).unwrap_or_default() {
+            let BundleSource::File(path) = &trust.bundle;
+            match Bundle::read(&trust.trust_domain, path) {
+                Ok(bundle) => take(bundle),
+                Err(err) => faults.push(format!("warning: left out: {:#}", anyhow::Error::from(err))),
+            }
         }
-    };
-    for trust in config.map(|config| config.trust.as_slice()).unwrap_or_default() {
-        let BundleSource::File(path) = &trust.bundle;
-        match Bundle::read(&trust.trust_domain, path) {
-            Ok(bundle) => take(bundle),
-            Err(err) => note(format!("warning: left out: {:#}", anyhow::Error::from(err))),
+        let (imported, unread) = trust_file::read_all(&self.state);
+        imported.into_iter().for_each(|trust| take(trust.bundle));
+        faults.extend(
+            unread.into_iter().map(|fault| format!("warning: left out: {:#}", anyhow::Error::from(fault))),
+        );
+        if self.warned != faults {
+            faults.iter().for_each(note);
+            self.warned = faults;
+        }
+        Ok(Roots { ca, others })
+    }
+
+    fn issue(&self, roots: &Roots) -> anyhow::Result<Issued> {
+        issue(&roots.ca, &self.id, self.lifetime, &roots.others, &self.out)
+    }
+
+    /// Renews for ever. What does not work is said once, and tried again: what was written before may be good for a while.
+    async fn keep(
+        &mut self,
+        mut written: String,
+        look: Duration,
+        show: impl Fn(&Issued) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut due = SystemTime::now() + self.lifetime / 2;
+        let mut said = String::new();
+        loop {
+            tokio::time::sleep(look).await;
+            let renewed = self.roots().and_then(|roots| {
+                let text = roots.text();
+                if text == written && SystemTime::now() < due {
+                    return Ok(None);
+                }
+                Ok(Some((self.issue(&roots)?, text)))
+            });
+            match renewed {
+                Ok(None) => {}
+                Ok(Some((issued, text))) => {
+                    (written, due) = (text, SystemTime::now() + self.lifetime / 2);
+                    said.clear();
+                    show(&issued)?;
+                }
+                Err(err) => {
+                    let text = format!("warning: not renewed, and tried again: {err:#}");
+                    if said != text {
+                        note(&text);
+                        said = text;
+                    }
+                }
+            }
         }
     }
-    let (imported, faults) = trust_file::read_all(state);
-    imported.into_iter().for_each(|trust| take(trust.bundle));
-    for fault in faults {
-        note(format!("warning: left out: {:#}", anyhow::Error::from(fault)));
-    }
-    bundles
 }
 
 fn issue(
@@ -165,11 +253,27 @@ fn issue(
         let bundle = put(&format!("federated/{trust_domain}.pem"), &bundle.to_pem())?;
         federated.push(Federated { trust_domain, bundle });
     }
+    remove_others(&out.join("federated"), &federated)?;
     let bundle = put("bundle.pem", &ca.bundle().to_pem())?;
     let key = put("svid_key.pem", &svid.key_pem())?;
     let certificate = put("svid.pem", &svid.chain_pem())?;
     let (not_before, not_after) = (svid.not_before().into(), svid.not_after().into());
     Ok(Issued { id: id.to_string(), not_before, not_after, certificate, key, bundle, federated })
+}
+
+/// Who reads all files of the directory trusts what is trusted no more.
+fn remove_others(directory: &Path, kept: &[Federated]) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("{} cannot be read", directory.display()))?,
+    };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let bundle = path.extension().is_some_and(|extension| extension == "pem");
+        if bundle && !kept.iter().any(|kept| kept.bundle == path) {
+            fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn make_directory(path: &Path) -> anyhow::Result<()> {
@@ -247,9 +351,55 @@ mod tests {
         };
         assert_eq!(names(&out), ["bundle.pem", "federated", "svid.pem", "svid_key.pem"]);
         assert_eq!(names(&out.join("federated")), ["b.test.pem"]);
+        issue(&own, &id, hour, &[], &out).unwrap();
+        assert!(names(&out.join("federated")).is_empty(), "what is trusted no more is gone");
         let text = human(&first, Style::default(), SystemTime::now());
         assert!(text.starts_with("spiffe://a.test/nse  ends in 59m") && text.contains("bundle of b.test"));
         assert!(!text.contains("PRIVATE"), "a key is never shown");
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_renewed_in_time_and_follows_the_roots() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path().join("state"));
+        ca(state.path(), "a.test");
+        let mut order = Order {
+            id: SpiffeId::new("spiffe://a.test/nse").unwrap(),
+            out: dir.path().join("out"),
+            lifetime: Duration::from_secs(2),
+            state,
+            config: None,
+            warned: Vec::new(),
+        };
+        let roots = order.roots().unwrap();
+        order.issue(&roots).unwrap();
+        let renewed = std::cell::Cell::new(0);
+        let show = |_: &Issued| {
+            renewed.set(renewed.get() + 1);
+            Ok(())
+        };
+        let begin = SystemTime::now();
+        // A root that is gone for a while is no reason to end.
+        let root = order.state.ca_root();
+        let away = root.with_extension("away");
+        let disturb = async {
+            fs::rename(&root, &away).unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            fs::rename(&away, &root).unwrap();
+            std::future::pending::<()>().await
+        };
+        let renewed_twice = async {
+            while renewed.get() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            ended = order.keep(roots.text(), Duration::from_millis(20), show) => panic!("{ended:?}"),
+            () = disturb => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("not renewed"),
+            () = renewed_twice => {}
+        }
+        assert!(begin.elapsed().unwrap() >= Duration::from_secs(2), "each after half of the lifetime");
     }
 
     #[test]
