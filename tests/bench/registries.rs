@@ -1,5 +1,6 @@
 //! `carrick-bench registries`: a daemon's registry beside Network Service Mesh's memory registry, in turns, with one client
-//! for both: the Go program of `tests/interop/nsm`.
+//! for both: the Go program of `tests/interop/nsm`. It takes more of the cores than either registry for a find, so the
+//! client of `carrick-bench registry` finds from both, too.
 //!
 //! Both speak mutual TLS with SVIDs of one CA and judge the same tokens. What Carrick answers is durable; NSM's registry
 //! keeps nothing. Client and registry share the cores, so a rate is that of both together: quote the ratios. NSM's runs only
@@ -7,6 +8,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -15,7 +17,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use carrick_tests::lab::{Daemon, Signal, binary, nsm_interop_here, nsm_interop_program};
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     beside_nsm::{BesideNsm, Whose},
@@ -47,13 +49,17 @@ pub(crate) struct Registries {
 }
 
 /// What is measured, by the program's word for it, its figure, and the unit.
-const FIGURES: [(&str, &str, &str, &str); 5] = [
+const FIGURES: [(&str, &str, &str, &str); 6] = [
     ("register", "rate_per_s", "register", "/s"),
     ("find", "rate_per_s", "find by name", "/s"),
     ("find", "p99_ms", "find by name, p99", "ms"),
+    (PLAIN, "rate_per_s", "plain client, find by name", "/s"),
     ("watch", "p50_ms", "change to all watchers, p50", "ms"),
     ("watch", "p99_ms", "change to all watchers, p99", "ms"),
 ];
+
+/// A load of our own client.
+const PLAIN: &str = "plain";
 
 impl Registries {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
@@ -66,11 +72,11 @@ impl Registries {
             eprintln!("round {round} of {}: {}", self.rounds, Whose::Nsm);
             for filled in [false, true] {
                 let nsm = Nsm::start(&stage, &issued, &format!("nsm-{round}-{filled}"), filled)?;
-                self.measure(&nsm.url, &issued, &mut table, Whose::Nsm, filled)?;
+                self.measure(&stage, &nsm.url, &issued, &mut table, Whose::Nsm, filled)?;
             }
             eprintln!("round {round} of {}: {}", self.rounds, Whose::Carrick);
             for filled in [false, true] {
-                self.measure(&own, &issued, &mut table, Whose::Carrick, filled)?;
+                self.measure(&stage, &own, &issued, &mut table, Whose::Carrick, filled)?;
             }
         }
         let head = format!(
@@ -84,19 +90,23 @@ impl Registries {
     /// Puts a registry under load: registrations and watches, or, filled before, finds.
     fn measure(
         &self,
+        stage: &registry::Stage,
         url: &str,
         issued: &Issued,
         table: &mut BesideNsm,
         whose: Whose,
         filled: bool,
     ) -> anyhow::Result<()> {
-        let loads: &[&str] = if filled { &["find"] } else { &["register", "watch"] };
+        let loads: &[&str] = if filled { &["find", PLAIN] } else { &["register", "watch"] };
         if filled {
             self.load("register", url, issued, self.among)?;
         }
         for what in loads {
             let endpoints = if filled { self.among } else { self.endpoints };
-            let answer = self.load(what, url, issued, endpoints)?;
+            let answer = match *what {
+                PLAIN => json!({ "rate_per_s": self.find_plainly(stage, url)? }),
+                what => self.load(what, url, issued, endpoints)?,
+            };
             for (row, (load, figure, ..)) in FIGURES.iter().enumerate() {
                 if load == what {
                     table.add(row, whose, &answer[*figure])?;
@@ -104,6 +114,21 @@ impl Registries {
             }
         }
         Ok(())
+    }
+
+    /// Finds by name per second, of our own client.
+    fn find_plainly(&self, stage: &registry::Stage, url: &str) -> anyhow::Result<f64> {
+        let registry: SocketAddr = url.strip_prefix("tcp://").unwrap_or(url).parse()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let callers = stage.callers_of(registry).await?;
+            registry::saturate(self.seconds as f64, async |n| {
+                // As the Go program calls them.
+                let name = format!("load-{:07}", n.wrapping_mul(7919) % self.among);
+                registry::find_one(&callers[n % callers.len()], name).await
+            })
+            .await
+        })
     }
 
     /// Runs one load and returns its figures.

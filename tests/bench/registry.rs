@@ -131,7 +131,7 @@ impl Registry {
 
     /// Renewals per second.
     async fn renew(&self, callers: &[Workload]) -> anyhow::Result<f64> {
-        self.saturate(async |n| {
+        saturate(self.seconds, async |n| {
             let n = n % self.endpoints;
             callers[n % callers.len()].register(endpoint(n)).await?;
             Ok(())
@@ -141,25 +141,10 @@ impl Registry {
 
     /// Finds by name per second.
     async fn find_all(&self, callers: &[Workload]) -> anyhow::Result<f64> {
-        self.saturate(async |n| {
-            find_one(&callers[n % callers.len()], n.wrapping_mul(7919) % self.endpoints).await
+        saturate(self.seconds, async |n| {
+            find_one(&callers[n % callers.len()], name(n.wrapping_mul(7919) % self.endpoints)).await
         })
         .await
-    }
-
-    /// Calls per second, when each client calls again as soon as it has its answer.
-    async fn saturate(&self, call: impl AsyncFn(usize) -> anyhow::Result<()>) -> anyhow::Result<f64> {
-        let (began, next, done) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
-        let end = began + Duration::from_secs_f64(self.seconds);
-        let clients = (0..IN_FLIGHT).map(async |_| {
-            while Instant::now() < end {
-                call(next.fetch_add(1, Ordering::Relaxed)).await?;
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-            anyhow::Ok(())
-        });
-        futures::future::try_join_all(clients).await?;
-        Ok(done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
     }
 
     /// Median and 99th percentile of finds by name, sent at a fixed rate whatever the answers take.
@@ -174,7 +159,7 @@ impl Registry {
                 tokio::time::sleep_until(due.into()).await;
                 // A timer of tokio fires up to a millisecond late, which is not the registry's time.
                 let sent = Instant::now();
-                find_one(caller, n.wrapping_mul(7919) % self.endpoints).await?;
+                find_one(caller, name(n.wrapping_mul(7919) % self.endpoints)).await?;
                 Ok(sent.elapsed())
             }
         });
@@ -277,9 +262,14 @@ impl Stage {
     }
 
     async fn callers(&self) -> anyhow::Result<Vec<Workload>> {
+        self.callers_of(self.registry).await
+    }
+
+    /// Of a registry with an SVID of this domain.
+    pub(crate) async fn callers_of(&self, registry: SocketAddr) -> anyhow::Result<Vec<Workload>> {
         let mut callers = Vec::new();
         for n in 0..CALLERS {
-            callers.push(self.caller(&format!("nsmgr-{n}")).await?);
+            callers.push(Workload::connect(&self.state(), DOMAIN, &format!("nsmgr-{n}"), registry).await?);
         }
         Ok(callers)
     }
@@ -306,6 +296,24 @@ impl Drop for Stage {
     }
 }
 
+/// Calls per second for so many seconds, when each client calls again as soon as it has its answer.
+pub(crate) async fn saturate(
+    seconds: f64,
+    call: impl AsyncFn(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
+    let (began, next, done) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let end = began + Duration::from_secs_f64(seconds);
+    let clients = (0..IN_FLIGHT).map(async |_| {
+        while Instant::now() < end {
+            call(next.fetch_add(1, Ordering::Relaxed)).await?;
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        anyhow::Ok(())
+    });
+    futures::future::try_join_all(clients).await?;
+    Ok(done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+}
+
 /// Registers endpoints; each always by the same caller.
 async fn fill(callers: &[Workload], range: std::ops::Range<usize>) -> anyhow::Result<()> {
     let owners = Arc::new(callers.to_vec());
@@ -320,11 +328,15 @@ async fn fill(callers: &[Workload], range: std::ops::Range<usize>) -> anyhow::Re
     Ok(())
 }
 
-pub(crate) async fn find_one(caller: &Workload, n: usize) -> anyhow::Result<()> {
-    let query = NetworkServiceEndpoint { name: format!("endpoint-{n}"), ..Default::default() };
-    let found = caller.find(query).await?;
-    ensure!(found.len() == 1, "{} endpoints are called endpoint-{n}", found.len());
+pub(crate) async fn find_one(caller: &Workload, name: String) -> anyhow::Result<()> {
+    let found = caller.find(NetworkServiceEndpoint { name: name.clone(), ..Default::default() }).await?;
+    ensure!(found.len() == 1, "{} endpoints are called {name}", found.len());
     Ok(())
+}
+
+/// What [`endpoint`] is called.
+pub(crate) fn name(n: usize) -> String {
+    format!("endpoint-{n}")
 }
 
 /// As NSM registers them: a service, some labels, the manager's URL.
@@ -333,7 +345,7 @@ pub(crate) fn endpoint(n: usize) -> NetworkServiceEndpoint {
     let labels = [("app", "nse"), ("nodeName", ["node-a", "node-b", "node-c"][n % 3])];
     let labels = labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     NetworkServiceEndpoint {
-        name: format!("endpoint-{n}"),
+        name: name(n),
         network_service_names: vec![service.clone()],
         network_service_labels: [(service, NetworkServiceLabels { labels })].into(),
         url: format!("tcp://10.0.{}.{}:5001", n % 1000 / 250, n % 250),

@@ -21,7 +21,7 @@ use futures::{TryStreamExt as _, stream};
 use prost::Message as _;
 
 use crate::{
-    registry::{CALLERS, DOMAIN, Stage, endpoint, find_one},
+    registry::{CALLERS, DOMAIN, Stage, endpoint, find_one, name},
     report::{ms, print_rows, quantiles},
 };
 
@@ -64,7 +64,7 @@ impl Stored {
         };
         stage.restart_after(full_store).await?;
         let caller = stage.caller("nsmgr-0").await?;
-        while find_one(&caller, self.endpoints - 1).await.is_err() {
+        while find_one(&caller, name(self.endpoints - 1)).await.is_err() {
             ensure!(began.elapsed() < PATIENCE, "the daemon does not find what its store holds");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -73,7 +73,7 @@ impl Stored {
         let mut times = Vec::with_capacity(FINDS);
         for n in 0..FINDS {
             let sent = Instant::now();
-            find_one(&caller, n.wrapping_mul(7919) % self.endpoints).await?;
+            find_one(&caller, name(n.wrapping_mul(7919) % self.endpoints)).await?;
             times.push(sent.elapsed());
         }
         let (p50, p99) = quantiles(times)?;

@@ -386,7 +386,7 @@ mod tests {
             fs::rename(&root, &away).unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
             fs::rename(&away, &root).unwrap();
-            std::future::pending::<()>().await
+            std::future::pending::<()>().await;
         };
         let renewed_twice = async {
             while renewed.get() < 2 {
