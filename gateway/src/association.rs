@@ -381,7 +381,7 @@ async fn send_packet(
         lane.associations.metrics.datagrams_dropped.of(DropReason::MalformedDatagram.as_str()).inc();
         return Ok(());
     }
-    lane.turns.write(send, message.into()).await.map_err(|error| write_reason(&error))
+    lane.write(send, message.into()).await.map_err(|error| write_reason(&error))
 }
 
 async fn read_messages(recv: &mut RecvStream, sink: &Sink, metrics: &Metrics) -> Result<(), DropReason> {

@@ -95,7 +95,8 @@ fn transport(settings: &Settings) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(octets(window::STREAM))
         .receive_window(octets(window::TUNNEL))
-        .send_window(window::TUNNEL)
+        // Until the lane knows what its path needs.
+        .send_window(window::STREAM)
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)
         .keep_alive_interval(Some(settings.keep_alive))

@@ -50,7 +50,7 @@ pub(crate) async fn accept_flows(shared: &Arc<Shared>, lane: &Arc<Lane>) {
 
 /// Sends the verdict.
 pub(crate) async fn answer(lane: &Lane, stream: &mut Stream, verdict: Verdict) -> Result<(), WriteError> {
-    lane.turns.write(&mut stream.send, Bytes::copy_from_slice(&[verdict.code()])).await
+    lane.write(&mut stream.send, Bytes::copy_from_slice(&[verdict.code()])).await
 }
 
 /// Says no, and gives the peer the time to read it.

@@ -9,16 +9,19 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use carrick_gateway_core::{
     CloseCode, ResetCode,
     control::{self, Message},
+    window::{self, SendWindow},
 };
 use carrick_model::SpiffeId;
 use carrick_telemetry::{ActiveGuard, Metrics};
-use quinn::{RecvStream, SendStream, VarInt};
+use parking_lot::Mutex;
+use quinn::{RecvStream, SendStream, VarInt, WriteError};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +64,11 @@ pub(crate) struct Lane {
     /// Flows whose local reader is slower than the tunnel.
     pub(crate) backlogs: Backlogs,
     /// Whose turn it is to write, when the tunnel's window is full.
-    pub(crate) turns: Turns,
+    turns: Turns,
+    /// What is kept until it is acknowledged.
+    send_window: Mutex<SendWindow>,
+    /// The most of it, in octets.
+    pub(crate) most_unacknowledged: AtomicU64,
     /// For flows that let their octets gather.
     pub(crate) rounds: Rounds,
     /// Receive window granted now, in octets.
@@ -129,8 +136,10 @@ impl Lane {
             flows: AtomicUsize::new(0),
             backlogs: Backlogs::new(shared.windows_changed.clone()),
             turns: Turns::default(),
+            send_window: Mutex::default(),
+            most_unacknowledged: AtomicU64::new(window::TUNNEL),
             rounds: Rounds::default(),
-            window: AtomicU64::new(carrick_gateway_core::window::TUNNEL),
+            window: AtomicU64::new(window::TUNNEL),
             peer_drains: CancellationToken::new(),
             control,
             _active: ActiveGuard::new(&metrics.tunnels_active),
@@ -147,6 +156,27 @@ impl Lane {
         let address = self.connection.remote_address();
         // A dual-stack socket shows IPv4 peers as mapped addresses.
         SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// Writes all of `piece` to a stream of this lane, in turn with the other flows.
+    ///
+    /// # Errors
+    /// The peer stopped the stream, or the tunnel is lost.
+    pub(crate) async fn write(&self, send: &mut SendStream, piece: Bytes) -> Result<(), WriteError> {
+        self.turns.write(send, piece, || self.fit_send_window()).await
+    }
+
+    /// Makes the send window fit to what is under way.
+    fn fit_send_window(&self) {
+        let mut window = self.send_window.lock();
+        let now = Instant::now();
+        if window.is_due(now) {
+            let (sent, rtt) = (self.connection.stats().udp_tx.bytes, self.connection.rtt());
+            let most = self.most_unacknowledged.load(Ordering::Relaxed);
+            if let Some(octets) = window.look(now, sent, rtt, most) {
+                self.connection.set_send_window(octets);
+            }
+        }
     }
 
     /// One more flow, counted until the rider is dropped.
@@ -278,7 +308,7 @@ async fn write_control(lane: &Lane, mut messages: mpsc::Receiver<Message>) -> st
             }
         };
         message.encode(&mut octets);
-        if lane.turns.write(open, octets.into()).await.is_err() {
+        if lane.write(open, octets.into()).await.is_err() {
             break;
         }
     }

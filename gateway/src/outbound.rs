@@ -180,7 +180,7 @@ async fn open_stream(
         let (mut send, mut recv) = lane.connection.open_bi().await.map_err(|error| error.to_string())?;
         let mut octets = Vec::with_capacity(64);
         header.encode(&mut octets);
-        if let Err(error) = lane.turns.write(&mut send, octets.into()).await {
+        if let Err(error) = lane.write(&mut send, octets.into()).await {
             let _ended = recv.stop(crate::relay::var_int(ResetCode::Reset));
             return Err(error.to_string());
         }

@@ -33,7 +33,6 @@ use crate::{
     flow::End,
     lane::{Kill, Lane},
     local::{LocalStream, ReadSide, WriteSide},
-    turns::Turns,
 };
 
 /// First read of a flow; small flows need no more.
@@ -143,7 +142,7 @@ async fn pump_both(
         }
         pump_down(recv, write, tally.to_local, lane, kill).await
     };
-    tokio::try_join!(pump_up(read, send, tally.from_local, &lane.turns), down).map(|((), ())| ())
+    tokio::try_join!(pump_up(read, send, tally.from_local, lane), down).map(|((), ())| ())
 }
 
 /// Reads the verdict octet.
@@ -164,7 +163,7 @@ async fn pump_up(
     mut read: impl ReadSide,
     send: &mut SendStream,
     tally: &AtomicU64,
-    turns: &Turns,
+    lane: &Lane,
 ) -> Result<(), DropReason> {
     let mut size = FIRST_READ;
     loop {
@@ -190,7 +189,7 @@ async fn pump_up(
         } else if n < size / 8 {
             size = (size / 2).max(FIRST_READ);
         }
-        turns.write(send, piece).await.map_err(|error| write_reason(&error))?;
+        lane.write(send, piece).await.map_err(|error| write_reason(&error))?;
     }
 }
 

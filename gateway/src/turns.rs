@@ -8,7 +8,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use bytes::Bytes;
@@ -26,17 +26,26 @@ type SharedLine = Arc<Mutex<Line<Waker>>>;
 pub(crate) struct Turns(SharedLine);
 
 impl Turns {
-    /// Writes all of `piece`, in turn with the other flows of the lane.
+    /// Writes all of `piece`, in turn with the other flows of the lane. `no_room` is called whenever a try ends for want of it.
     ///
     /// # Errors
     /// quinn's: the peer stopped the stream, or the tunnel is lost.
-    pub(crate) async fn write(&self, send: &mut SendStream, piece: Bytes) -> Result<(), WriteError> {
+    pub(crate) async fn write(
+        &self,
+        send: &mut SendStream,
+        piece: Bytes,
+        no_room: impl Fn(),
+    ) -> Result<(), WriteError> {
         let mut turn = Turn::new(&self.0, if piece.len() <= SHORT { Length::Short } else { Length::Long });
         let mut pieces = [piece];
         poll_fn(|cx| {
             turn.poll(cx, |cx| {
                 // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
-                let written = ready!(pin!(send.write_chunks(&mut pieces)).poll(cx))?;
+                let Poll::Ready(written) = pin!(send.write_chunks(&mut pieces)).poll(cx) else {
+                    no_room();
+                    return Poll::Pending;
+                };
+                let written = written?;
                 Poll::Ready(Ok(if written.chunks == pieces.len() { Progress::Done } else { Progress::Part }))
             })
         })

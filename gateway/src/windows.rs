@@ -53,7 +53,7 @@ fn apply(shared: &Shared, lanes: &[Arc<Lane>]) {
         total += octets;
         if lane.window.swap(octets, Ordering::Relaxed) != octets {
             lane.connection.set_receive_window(VarInt::from_u64(octets).unwrap_or(VarInt::MAX));
-            lane.connection.set_send_window(grants.base);
+            lane.most_unacknowledged.store(grants.base, Ordering::Relaxed);
         }
     }
     shared.metrics.tunnel_window_bytes.set(total.cast_signed());
