@@ -162,8 +162,12 @@ impl Lane {
     ///
     /// # Errors
     /// The peer stopped the stream, or the tunnel is lost.
-    pub(crate) async fn write(&self, send: &mut SendStream, piece: Bytes) -> Result<(), WriteError> {
-        self.turns.write(send, piece, || self.fit_send_window()).await
+    pub(crate) fn write<'a>(
+        &'a self,
+        send: &'a mut SendStream,
+        piece: Bytes,
+    ) -> impl Future<Output = Result<(), WriteError>> + 'a {
+        self.turns.write(send, piece, || self.fit_send_window())
     }
 
     /// Makes the send window fit to what is under way.

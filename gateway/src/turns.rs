@@ -30,15 +30,16 @@ impl Turns {
     ///
     /// # Errors
     /// quinn's: the peer stopped the stream, or the tunnel is lost.
-    pub(crate) async fn write(
-        &self,
-        send: &mut SendStream,
+    // Not an `async fn`: its future would hold the arguments twice, and every flow has one.
+    pub(crate) fn write<'a>(
+        &'a self,
+        send: &'a mut SendStream,
         piece: Bytes,
-        no_room: impl Fn(),
-    ) -> Result<(), WriteError> {
+        no_room: impl Fn() + 'a,
+    ) -> impl Future<Output = Result<(), WriteError>> + 'a {
         let mut turn = Turn::new(&self.0, if piece.len() <= SHORT { Length::Short } else { Length::Long });
         let mut pieces = [piece];
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             turn.poll(cx, |cx| {
                 // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
                 let Poll::Ready(written) = pin!(send.write_chunks(&mut pieces)).poll(cx) else {
@@ -49,7 +50,6 @@ impl Turns {
                 Poll::Ready(Ok(if written.chunks == pieces.len() { Progress::Done } else { Progress::Part }))
             })
         })
-        .await
     }
 }
 
