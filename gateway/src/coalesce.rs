@@ -20,6 +20,8 @@ const SPAN: Duration = Duration::from_millis(20);
 const BUSY: usize = 64 << 10;
 /// So much at a time is enough.
 const ENOUGH: usize = 32 << 10;
+/// And so much comes without waiting: nearly all that is taken at once.
+const MUCH: usize = 56 << 10;
 /// Rounds that one flow lets pass at most, and for how long, about.
 const ROUNDS: u32 = 32;
 const PATIENCE: Duration = Duration::from_millis(3);
@@ -63,7 +65,7 @@ impl Coalesce {
         self.rounds = match moved {
             _ if !self.busy => 0,
             moved if moved < ENOUGH => (self.rounds * 2).clamp(1, ROUNDS),
-            moved if moved > 2 * ENOUGH - (ENOUGH / 4) => self.rounds / 2,
+            moved if moved > MUCH => self.rounds / 2,
             _ => self.rounds,
         };
         self.rounds

@@ -37,26 +37,26 @@ impl Turns {
         piece: Bytes,
         no_room: impl Fn() + 'a,
     ) -> impl Future<Output = Result<(), WriteError>> + 'a {
-        let mut turn = Turn::new(&self.0, if piece.len() <= SHORT { Length::Short } else { Length::Long });
-        let mut pieces = [piece];
+        let length = if piece.len() <= SHORT { Length::Short } else { Length::Long };
+        let mut turn = Turn { line: &self.0, length, place: None };
+        let mut whole = [piece];
         poll_fn(move |cx| {
             turn.poll(cx, |cx| {
-                // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
-                let Poll::Ready(written) = pin!(send.write_chunks(&mut pieces)).poll(cx) else {
-                    no_room();
-                    return Poll::Pending;
-                };
-                let written = written?;
-                Poll::Ready(Ok(if written.chunks == pieces.len() { Progress::Done } else { Progress::Part }))
+                let mut progress = false;
+                loop {
+                    // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
+                    match pin!(send.write_chunks(&mut whole)).poll(cx) {
+                        Poll::Ready(Ok(written)) if written.chunks == 0 => progress = true,
+                        Poll::Ready(written) => return (Poll::Ready(written.map(drop)), progress),
+                        Poll::Pending => {
+                            no_room();
+                            return (Poll::Pending, progress);
+                        }
+                    }
+                }
             })
         })
     }
-}
-
-/// What a write came to.
-enum Progress {
-    Part,
-    Done,
 }
 
 /// One piece's way through the line; leaves it when dropped.
@@ -67,29 +67,14 @@ struct Turn<'a> {
     place: Option<(Ticket, Waker)>,
 }
 
-impl<'a> Turn<'a> {
-    fn new(line: &'a SharedLine, length: Length) -> Self {
-        Self { line, length, place: None }
-    }
-
-    /// Writes when it is this piece's turn. `write` wakes whom it was polled by when there is room.
-    fn poll<E>(
+impl Turn<'_> {
+    /// Writes when it is this piece's turn. `write` tells whether all was written, and whether a part was, and wakes whom it was
+    /// polled by when there is room.
+    fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
-        mut write: impl FnMut(&mut Context<'_>) -> Poll<Result<Progress, E>>,
-    ) -> Poll<Result<(), E>> {
-        // Whether it was written, and whether a part was.
-        let mut write = |cx: &mut Context<'_>| {
-            let mut progress = false;
-            loop {
-                match write(cx) {
-                    Poll::Ready(Ok(Progress::Part)) => progress = true,
-                    Poll::Ready(Ok(Progress::Done)) => return (Poll::Ready(Ok(())), progress),
-                    Poll::Ready(Err(error)) => return (Poll::Ready(Err(error)), progress),
-                    Poll::Pending => return (Poll::Pending, progress),
-                }
-            }
-        };
+        mut write: impl FnMut(&mut Context<'_>) -> (Poll<T>, bool),
+    ) -> Poll<T> {
         if self.place.is_none() && !self.line.lock().has_ready() {
             // Nobody waits whose turn it could be. This is the usual case, and costs no place.
             if let (Poll::Ready(written), _) = write(cx) {

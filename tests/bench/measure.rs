@@ -93,10 +93,10 @@ pub(crate) fn run(
     args: &Args,
 ) -> anyhow::Result<Vec<Figure>> {
     match metric {
-        Metric::Tcp1 => bulk(stage, subject, args, ["1"], Some("tcp1 CPU"), "tcp1"),
-        Metric::Tcp8 => bulk(stage, subject, args, ["8"], None, "tcp8"),
-        Metric::Tcp64 => bulk(stage, subject, args, ["64"], Some("tcp64 CPU"), "tcp64"),
-        Metric::Down1 => bulk(stage, subject, args, ["1", "--down"], None, "down1"),
+        Metric::Tcp1 => bulk(stage, subject, args, ["1"], None, Some("tcp1 CPU"), "tcp1"),
+        Metric::Tcp8 => bulk(stage, subject, args, ["8"], None, None, "tcp8"),
+        Metric::Tcp64 => bulk(stage, subject, args, ["64"], Some("tcp64 least"), Some("tcp64 CPU"), "tcp64"),
+        Metric::Down1 => bulk(stage, subject, args, ["1", "--down"], None, None, "down1"),
         Metric::Rr => {
             let (report, _) = generate(stage, subject, args, "latency", &[])?;
             Ok(vec![
@@ -133,6 +133,7 @@ fn bulk<const N: usize>(
     subject: Subject,
     args: &Args,
     flows: [&str; N],
+    least_row: Option<&'static str>,
     cpu_row: Option<&'static str>,
     row: &'static str,
 ) -> anyhow::Result<Vec<Figure>> {
@@ -140,9 +141,9 @@ fn bulk<const N: usize>(
     options.extend(flows);
     let (report, cpu) = generate(stage, subject, args, "bulk", &options)?;
     let mut figures = vec![figure(row, "Mbit/s", number(&report, "mbit_s")?)];
-    if row == "tcp64" {
+    if let Some(name) = least_row {
         // 1: every flow got the same.
-        figures.push(figure("tcp64 least", "of mean", number(&report, "fairness")?));
+        figures.push(figure(name, "of mean", number(&report, "fairness")?));
     }
     if let (Some(name), Some(cpu)) = (cpu_row, cpu) {
         figures.push(figure(name, "s/GB", cpu.as_secs_f64() * 1e9 / number(&report, "bytes")?));

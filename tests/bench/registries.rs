@@ -124,7 +124,7 @@ impl Registries {
             let callers = stage.callers_of(registry).await?;
             registry::saturate(self.seconds as f64, async |n| {
                 // As the Go program calls them.
-                let name = format!("load-{:07}", n.wrapping_mul(7919) % self.among);
+                let name = format!("load-{:07}", registry::scattered(n, self.among));
                 registry::find_one(&callers[n % callers.len()], name).await
             })
             .await

@@ -142,7 +142,7 @@ impl Registry {
     /// Finds by name per second.
     async fn find_all(&self, callers: &[Workload]) -> anyhow::Result<f64> {
         saturate(self.seconds, async |n| {
-            find_one(&callers[n % callers.len()], name(n.wrapping_mul(7919) % self.endpoints)).await
+            find_one(&callers[n % callers.len()], name(scattered(n, self.endpoints))).await
         })
         .await
     }
@@ -159,7 +159,7 @@ impl Registry {
                 tokio::time::sleep_until(due.into()).await;
                 // A timer of tokio fires up to a millisecond late, which is not the registry's time.
                 let sent = Instant::now();
-                find_one(caller, name(n.wrapping_mul(7919) % self.endpoints)).await?;
+                find_one(caller, name(scattered(n, self.endpoints))).await?;
                 Ok(sent.elapsed())
             }
         });
@@ -332,6 +332,11 @@ pub(crate) async fn find_one(caller: &Workload, name: String) -> anyhow::Result<
     let found = caller.find(NetworkServiceEndpoint { name: name.clone(), ..Default::default() }).await?;
     ensure!(found.len() == 1, "{} endpoints are called {name}", found.len());
     Ok(())
+}
+
+/// Number `n` of an order that visits all of `among` far apart.
+pub(crate) fn scattered(n: usize, among: usize) -> usize {
+    n.wrapping_mul(7919) % among
 }
 
 /// What [`endpoint`] is called.

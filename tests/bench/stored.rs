@@ -21,7 +21,7 @@ use futures::{TryStreamExt as _, stream};
 use prost::Message as _;
 
 use crate::{
-    registry::{CALLERS, DOMAIN, Stage, endpoint, find_one, name},
+    registry::{CALLERS, DOMAIN, Stage, endpoint, find_one, name, scattered},
     report::{ms, print_rows, quantiles},
 };
 
@@ -73,7 +73,7 @@ impl Stored {
         let mut times = Vec::with_capacity(FINDS);
         for n in 0..FINDS {
             let sent = Instant::now();
-            find_one(&caller, name(n.wrapping_mul(7919) % self.endpoints)).await?;
+            find_one(&caller, name(scattered(n, self.endpoints))).await?;
             times.push(sent.elapsed());
         }
         let (p50, p99) = quantiles(times)?;

@@ -36,7 +36,7 @@ use std::{
 };
 
 pub use self::{
-    app::{TcpApp, UdpEcho, echoes, try_echo},
+    app::{TcpApp, UdpEcho, echo, echoes, try_echo},
     carrick::{Carrick, PORT, Settings, binary},
     etcd::{ETCD, EtcdCluster, SlowDisk},
     haproxy::HaproxyPair,

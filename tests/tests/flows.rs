@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use carrick_tests::lab::{LAN_APP, MESH, Mesh, TcpApp, UdpEcho, echoes, needs};
+use carrick_tests::lab::{LAN_APP, MESH, Mesh, TcpApp, UdpEcho, echo, echoes, needs};
 
 const UP: Duration = Duration::from_secs(15);
 const IMPORT: u16 = 17000;
@@ -171,12 +171,6 @@ fn talker() -> (Mesh, TcpApp) {
         }
     });
     (mesh, app)
-}
-
-/// Sends back what comes.
-fn echo(mut stream: TcpStream) {
-    let mut back = stream.try_clone().unwrap();
-    let _ = io::copy(&mut stream, &mut back);
 }
 
 const TALK: &[u8; 1] = b"s";

@@ -37,13 +37,16 @@ impl TcpApp {
 
     /// Sends back what it reads, and ends when the client has ended.
     pub fn echo(ns: &Namespace, at: SocketAddr) -> Self {
-        Self::serve(ns, at, |mut stream| {
-            let Ok(mut back) = stream.try_clone() else { return };
-            let _ = stream.set_nodelay(true);
-            if io::copy(&mut stream, &mut back).is_ok() {
-                let _ = back.shutdown(Shutdown::Write);
-            }
-        })
+        Self::serve(ns, at, echo)
+    }
+}
+
+/// Sends back what comes, and the end after it.
+pub fn echo(mut stream: TcpStream) {
+    let Ok(mut back) = stream.try_clone() else { return };
+    let _ = stream.set_nodelay(true);
+    if io::copy(&mut stream, &mut back).is_ok() {
+        let _ = back.shutdown(Shutdown::Write);
     }
 }
 

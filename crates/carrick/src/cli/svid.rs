@@ -68,10 +68,10 @@ EXIT CODES
 const RESERVED: &str = "/carrick/";
 /// Below it no renewal by a timer keeps up.
 const LEAST: Duration = Duration::from_secs(60);
-/// How often `--keep` looks whether roots came or went.
-const LOOK: Duration = Duration::from_secs(5);
 /// The same bound as `identity.svid_lifetime`: longer is not short-lived.
 const MOST: Duration = Duration::from_secs(30 * 86_400);
+/// How often `--keep` looks whether roots came or went.
+const LOOK: Duration = Duration::from_secs(5);
 
 fn parse_id(text: &str) -> Result<SpiffeId, String> {
     SpiffeId::new(text).map_err(|err| format!("{err}; write for example spiffe://cloud.example.com/nsc"))
@@ -121,9 +121,10 @@ pub(super) fn run(command: Svid, global: &Global, output: Output) -> anyhow::Res
     show(&order.issue(&roots)?)?;
     if keep {
         super::block_on(async {
+            let mut signals = Signals::new();
             tokio::select! {
                 failed = order.keep(roots.text(), LOOK, show) => failed,
-                () = async { Signals::new().stop().await } => Ok(()),
+                () = signals.stop() => Ok(()),
             }
         })??;
     }
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_is_renewed_in_time_and_follows_the_roots() {
+    async fn what_is_kept_is_renewed_in_time_though_the_root_was_away() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path().join("state"));
         ca(state.path(), "a.test");
