@@ -167,7 +167,25 @@ impl Lane {
         send: &'a mut SendStream,
         piece: Bytes,
     ) -> impl Future<Output = Result<(), WriteError>> + 'a {
-        self.turns.write(send, piece, || self.fit_send_window())
+        self.write_run(send, piece, || None)
+    }
+
+    /// Writes all of `piece`, as [`Self::write`], and what `more` gives while it is this flow's turn.
+    ///
+    /// # Errors
+    /// The peer stopped the stream, or the tunnel is lost.
+    pub(crate) fn write_run<'a>(
+        &'a self,
+        send: &'a mut SendStream,
+        piece: Bytes,
+        more: impl FnMut() -> Option<Bytes> + 'a,
+    ) -> impl Future<Output = Result<(), WriteError>> + 'a {
+        self.turns.write(send, piece, more, || self.fit_send_window())
+    }
+
+    /// Whether flows wait for the window of this lane.
+    pub(crate) fn is_contended(&self) -> bool {
+        self.turns.is_contended()
     }
 
     /// Makes the send window fit to what is under way.

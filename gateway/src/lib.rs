@@ -42,6 +42,7 @@ mod relay;
 mod routes;
 mod settings;
 mod socket;
+mod source;
 mod threads;
 mod tunnel;
 mod turns;

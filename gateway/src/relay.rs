@@ -17,15 +17,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use carrick_gateway_core::{DropReason, ResetCode, Verdict};
-use futures::FutureExt;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    task::coop,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, task::coop, time::timeout};
 
 use crate::{
     backlog::{Backlogs, Behind},
@@ -33,12 +28,9 @@ use crate::{
     flow::End,
     lane::{Kill, Lane},
     local::{LocalStream, ReadSide, WriteSide},
+    source::Source,
 };
 
-/// First read of a flow; small flows need no more.
-const FIRST_READ: usize = 4 << 10;
-/// Largest read: many datagrams' worth, and below malloc's threshold for mapping pages (128 KiB).
-const LARGEST_READ: usize = 96 << 10;
 /// Received pieces written at once; a piece is at most a packet.
 const PIECES: usize = 48;
 /// A local reader that takes nothing for so long is behind until it has caught up (see `windows`).
@@ -160,36 +152,24 @@ pub(crate) async fn await_verdict(recv: &mut RecvStream, patience: Duration) -> 
 
 /// Local to tunnel.
 async fn pump_up(
-    mut read: impl ReadSide,
+    read: impl ReadSide,
     send: &mut SendStream,
     tally: &AtomicU64,
     lane: &Lane,
 ) -> Result<(), DropReason> {
-    let mut size = FIRST_READ;
+    let mut source = Source::new(read, tally);
     loop {
         // A client that always has bytes shares its thread with the other flows.
         coop::consume_budget().await;
-        read.readable().await.map_err(|_| DropReason::LocalReset)?;
-        // A buffer only now: a flow that waits has none.
-        let mut buffer = BytesMut::with_capacity(size);
-        // The half clears its readiness after a short read, so a request and its answer cost no extra system call. Without
-        // `unconstrained` a spent budget would look like a socket without bytes, and this loop would turn for ever.
-        let Some(read) = coop::unconstrained(read.read_buf(&mut buffer)).now_or_never() else { continue };
-        let n = read.map_err(|_| DropReason::LocalReset)?;
-        if n == 0 {
+        source.readable().await?;
+        if let Some(piece) = source.first(lane.is_contended()) {
+            lane.write_run(send, piece, || source.next()).await.map_err(|error| write_reason(&error))?;
+        }
+        if source.has_ended()? {
             // Fails only when the peer has stopped the stream, and then there is nobody to tell.
             let _stopped = send.finish();
             return Ok(());
         }
-        tally.fetch_add(n as u64, Ordering::Relaxed);
-        // What fills its buffer travels as it is; what does not is copied, so that little data does not hold much memory.
-        let piece = if n >= size / 2 { buffer.freeze() } else { Bytes::copy_from_slice(&buffer) };
-        if n == size {
-            size = (size * 2).min(LARGEST_READ);
-        } else if n < size / 8 {
-            size = (size / 2).max(FIRST_READ);
-        }
-        lane.write(send, piece).await.map_err(|error| write_reason(&error))?;
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,6 +19,10 @@ use quinn::{SendStream, WriteError};
 
 /// What is no longer goes before bulk: a header, a verdict, a request, an answer.
 const SHORT: usize = 4 << 10;
+/// So much a flow may write in one turn: some hundred packets in a row, which the other side can hand on at once.
+const RUN: usize = 512 << 10;
+/// But no next piece after so long: a slow tunnel ends the turn after the first piece.
+const RUN_TIME: Duration = Duration::from_millis(3);
 
 type SharedLine = Arc<Mutex<Line<Waker>>>;
 
@@ -26,7 +31,13 @@ type SharedLine = Arc<Mutex<Line<Waker>>>;
 pub(crate) struct Turns(SharedLine);
 
 impl Turns {
-    /// Writes all of `piece`, in turn with the other flows of the lane. `no_room` is called whenever a try ends for want of it.
+    /// Whether somebody waits for room.
+    pub(crate) fn is_contended(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+
+    /// Writes all of `piece`, in turn with the other flows of the lane, and in the same turn what `more` gives then. `no_room`
+    /// is called whenever a try ends for want of it.
     ///
     /// # Errors
     /// quinn's: the peer stopped the stream, or the tunnel is lost.
@@ -35,19 +46,35 @@ impl Turns {
         &'a self,
         send: &'a mut SendStream,
         piece: Bytes,
+        mut more: impl FnMut() -> Option<Bytes> + 'a,
         no_room: impl Fn() + 'a,
     ) -> impl Future<Output = Result<(), WriteError>> + 'a {
         let length = if piece.len() <= SHORT { Length::Short } else { Length::Long };
         let mut turn = Turn { line: &self.0, length, place: None };
         let mut whole = [piece];
+        // Octets of this turn, and when it ends.
+        let (mut run, mut ends) = (0, None);
         poll_fn(move |cx| {
             turn.poll(cx, |cx| {
                 let mut progress = false;
                 loop {
                     // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
-                    match pin!(send.write_chunks(&mut whole)).poll(cx) {
-                        Poll::Ready(Ok(written)) if written.chunks == 0 => progress = true,
-                        Poll::Ready(written) => return (Poll::Ready(written.map(drop)), progress),
+                    let written = pin!(send.write_chunks(&mut whole)).poll(cx);
+                    match written {
+                        Poll::Ready(Ok(written)) => {
+                            progress = true;
+                            let now = Instant::now();
+                            let ends = *ends.get_or_insert(now + RUN_TIME);
+                            run += written.bytes;
+                            if written.chunks == whole.len() {
+                                // A short piece that went first does not bring a long one with it.
+                                let goes_on = length == Length::Long && run < RUN && now < ends;
+                                let next = if goes_on { more() } else { None };
+                                let Some(next) = next else { return (Poll::Ready(Ok(())), progress) };
+                                whole = [next];
+                            }
+                        }
+                        Poll::Ready(Err(error)) => return (Poll::Ready(Err(error)), progress),
                         Poll::Pending => {
                             no_room();
                             return (Poll::Pending, progress);

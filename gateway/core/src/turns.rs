@@ -91,6 +91,11 @@ impl<W: Clone> Line<W> {
         self.ready.iter().any(|ready| !ready.is_empty())
     }
 
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// A flow that came while others were ready to try, or tried and found no room. `who` wakes it. It has to look at once.
     pub fn enter(&mut self, length: Length, who: W) -> Ticket {
         self.called |= !self.has_ready();
