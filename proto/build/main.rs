@@ -1,5 +1,7 @@
 //! Compiles `proto/*.proto` to Rust. protox is a protobuf compiler in Rust, so no protoc has to be installed.
 
+mod unknown_fields;
+
 use std::{env, error::Error, fs, path::PathBuf};
 
 const INCLUDE: &str = "proto";
@@ -10,7 +12,7 @@ const GRPC: &str = r#"#[cfg(feature = "grpc")]"#;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={INCLUDE}");
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     let mut compiler = protox::Compiler::new([INCLUDE])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
 
@@ -22,5 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .client_mod_attribute(".", GRPC)
         .server_mod_attribute(".", GRPC)
         .compile_fds(compiler.file_descriptor_set())?;
+    for file in FILES {
+        let generated = out_dir.join(file).with_extension("rs");
+        fs::write(&generated, unknown_fields::keep(&fs::read_to_string(&generated)?)?)?;
+    }
     Ok(())
 }

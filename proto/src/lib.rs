@@ -1,10 +1,14 @@
-//! Wire contracts: NSM's messages and methods; generated code only.
+//! Wire contracts: NSM's messages and methods; generated code only, but for the [fields that are not known](UnknownFields).
 //!
 //! One module per protobuf package, with messages, clients and servers. Package names, field numbers and method paths
 //! are those of Network Service Mesh, so its programs can be called and can call; `tests/wire.rs` compares them with
 //! a table of facts. The modules stand side by side because generated code names the other packages by `super::`.
 //!
 //! Without the feature `grpc` (on by default) only the messages remain, for the cores, which have no tokio.
+
+mod unknown_fields;
+
+pub use unknown_fields::UnknownFields;
 
 /// Lints do not apply to code that a generator writes.
 macro_rules! package {

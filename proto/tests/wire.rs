@@ -188,11 +188,13 @@ fn a_request_survives_the_wire() {
         token: "t".into(),
         expires: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5 }),
         metrics: pairs(&[("rx", "1")]),
+        ..connection::PathSegment::default()
     };
     let mechanism = connection::Mechanism {
         cls: "REMOTE".into(),
         r#type: "QUIC".into(),
         parameters: pairs(&[("connection", "c")]),
+        ..connection::Mechanism::default()
     };
     let request = networkservice::NetworkServiceRequest {
         connection: Some(connection::Connection {
@@ -201,12 +203,18 @@ fn a_request_survives_the_wire() {
             mechanism: Some(mechanism.clone()),
             context: Some(connectioncontext::ConnectionContext { mtu: 1420, ..Default::default() }),
             labels: pairs(&[("app", "web"), ("zone", "1")]),
-            path: Some(connection::Path { index: 0, path_segments: vec![segment] }),
+            path: Some(connection::Path {
+                index: 0,
+                path_segments: vec![segment],
+                ..connection::Path::default()
+            }),
             network_service_endpoint_name: "pg-1".into(),
             payload: "TCP".into(),
             state: connection::State::ReselectRequested.into(),
+            ..connection::Connection::default()
         }),
         mechanism_preferences: vec![mechanism],
+        ..networkservice::NetworkServiceRequest::default()
     };
     let octets = request.encode_to_vec();
     assert_eq!(octets, request.clone().encode_to_vec(), "maps encode in one order");
@@ -220,13 +228,17 @@ fn an_endpoint_encodes_to_the_octets_of_the_table() {
         network_service_names: vec!["s".into()],
         network_service_labels: [(
             "s".to_owned(),
-            registry::NetworkServiceLabels { labels: pairs(&[("k", "v")]) },
+            registry::NetworkServiceLabels {
+                labels: pairs(&[("k", "v")]),
+                ..registry::NetworkServiceLabels::default()
+            },
         )]
         .into(),
         url: "u".into(),
         expiration_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
         initial_registration_time: Some(prost_types::Timestamp { seconds: 2, nanos: 0 }),
         path_ids: vec!["p".into()],
+        ..registry::NetworkServiceEndpoint::default()
     };
     // Tag octet = field number * 8 + wire type (protobuf encoding guide); 2 = length-delimited, 0 = varint.
     let expected: &[u8] = &[

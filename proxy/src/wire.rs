@@ -72,10 +72,11 @@ pub(crate) fn path_of(connection: &Connection) -> Result<Path, WireFault> {
             token: s.token.clone(),
             expires,
             metrics: s.metrics.clone(),
+            unknown_fields: s.unknown_fields.clone(),
         })
     };
     let segments = path.path_segments.iter().enumerate().map(segment).collect::<Result<_, _>>()?;
-    Ok(Path { index: path.index, segments })
+    Ok(Path { index: path.index, segments, unknown_fields: path.unknown_fields.clone() })
 }
 
 /// Times from 1970 to the year 9999, which is where protobuf's own range ends (timestamp.proto).
@@ -107,8 +108,13 @@ fn wire_path(path: Path) -> WirePath {
         token: s.token,
         expires: s.expires.map(Timestamp::from),
         metrics: s.metrics,
+        unknown_fields: s.unknown_fields,
     };
-    WirePath { index: path.index, path_segments: path.segments.into_iter().map(segment).collect() }
+    WirePath {
+        index: path.index,
+        path_segments: path.segments.into_iter().map(segment).collect(),
+        unknown_fields: path.unknown_fields,
+    }
 }
 
 /// Our answer: the caller's connection with what we decided. Context and labels stay as they came.
@@ -150,7 +156,11 @@ pub(crate) fn network_service_request(
         ..Connection::default()
     };
     connection.set_state(State::Up);
-    NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![quic(BTreeMap::new())] }
+    NetworkServiceRequest {
+        connection: Some(connection),
+        mechanism_preferences: vec![quic(BTreeMap::new())],
+        ..NetworkServiceRequest::default()
+    }
 }
 
 /// A close as it goes out.
@@ -203,5 +213,6 @@ fn quic(parameters: BTreeMap<String, String>) -> WireMechanism {
         cls: Mechanism::Quic.class().to_owned(),
         r#type: Mechanism::Quic.as_str().to_owned(),
         parameters,
+        ..WireMechanism::default()
     }
 }

@@ -45,13 +45,17 @@ fn connection(id: &str, service: &str, segments: &[(&str, &str)]) -> Connection 
     Connection {
         id: id.to_owned(),
         network_service: service.to_owned(),
-        path: Some(Path { index: 0, path_segments: segments.iter().map(segment).collect() }),
+        path: Some(Path {
+            index: 0,
+            path_segments: segments.iter().map(segment).collect(),
+            ..Path::default()
+        }),
         ..Connection::default()
     }
 }
 
 fn request(connection: Connection) -> NetworkServiceRequest {
-    NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![] }
+    NetworkServiceRequest { connection: Some(connection), ..NetworkServiceRequest::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

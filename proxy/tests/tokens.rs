@@ -44,13 +44,13 @@ fn connection(segments: &[&str], tokens: &[&str]) -> Connection {
     Connection {
         id: last.id.clone(),
         network_service: "postgres".to_owned(),
-        path: Some(Path { index: path_segments.len() as u32 - 1, path_segments }),
+        path: Some(Path { index: path_segments.len() as u32 - 1, path_segments, ..Path::default() }),
         ..Connection::default()
     }
 }
 
 fn request(connection: Connection, tokens: &[&str]) -> Request<NetworkServiceRequest> {
-    let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![] };
+    let message = NetworkServiceRequest { connection: Some(connection), ..NetworkServiceRequest::default() };
     with(message, tokens)
 }
 
@@ -141,7 +141,7 @@ async fn a_rotation_on_either_side_disturbs_no_request() {
     let mut old = client(&cloud, &onprem).await;
     let asked = || NetworkServiceRequest {
         connection: Some(connection(&["nsc"], &[""])),
-        mechanism_preferences: vec![],
+        ..NetworkServiceRequest::default()
     };
     cloud.peers.request(&onprem.domain, asked()).await.expect("the pool has a connection now");
     let [cloud_leaf, onprem_leaf] = [&cloud, &onprem].map(|site| site.identity.current().chain()[0].clone());

@@ -7,9 +7,12 @@ mod site;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use carrick_proto::{
-    connection::{ConnectionEvent, ConnectionEventType, Mechanism, MonitorScopeSelector, State},
+    connection::{Connection, ConnectionEvent, ConnectionEventType, Mechanism, MonitorScopeSelector, State},
+    connectioncontext::ConnectionContext,
+    networkservice::NetworkServiceRequest,
     registry::{Destination, Match, NetworkService},
 };
+use prost::Message as _;
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
@@ -27,7 +30,7 @@ async fn two() -> (Site, Site) {
 }
 
 fn service(matches: Vec<Match>) -> NetworkService {
-    NetworkService { name: "web".into(), payload: "IP".into(), matches, path_ids: vec![] }
+    NetworkService { name: "web".into(), payload: "IP".into(), matches, ..NetworkService::default() }
 }
 
 /// The next event that is not about what was there already.
@@ -101,6 +104,44 @@ async fn a_path_of_four_hops_is_made_refreshed_and_closed() {
     assert!(nse.held.lock().is_empty());
     assert!(cloud.transits.connections().is_empty() && onprem.transits.connections().is_empty());
     client.close().await.expect("what is not known is closed");
+}
+
+/// Field 127 of a message of the future: the text `new`.
+const NEWER: &[u8] = b"\xfa\x07\x03new";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_newer_ends_know_goes_through_both_domains() {
+    let (cloud, onprem) = two().await;
+    let nse = Endpoint::of(&onprem, "nse-1").await;
+    onprem.registers(vec![nse.record("web", &[])]);
+    let mut client = Client::of(&cloud, "nsc").await;
+    let says = |request: &mut NetworkServiceRequest| {
+        request.merge(NEWER).unwrap();
+        let connection = request.connection.as_mut().unwrap();
+        connection.merge(NEWER).unwrap();
+        let context = ConnectionContext::decode(NEWER).unwrap();
+        connection.context = Some(context);
+        let path = connection.path.as_mut().unwrap();
+        path.merge(NEWER).unwrap();
+        path.path_segments[0].merge(NEWER).unwrap();
+    };
+    let has = |connection: &Connection| {
+        let (context, path) = (connection.context.as_ref().unwrap(), connection.path.as_ref().unwrap());
+        let segment = &path.path_segments[0];
+        let all = [
+            &connection.unknown_fields,
+            &context.unknown_fields,
+            &path.unknown_fields,
+            &segment.unknown_fields,
+        ];
+        assert!(all.iter().all(|unknown| !unknown.is_empty()), "{connection:?}");
+    };
+    has(&client.request_with("web@onprem.test", says).await.unwrap());
+    has(nse.held.lock().values().next().unwrap());
+    assert!(!nse.unknown.lock().is_empty());
+    let mut events = client.monitor().await;
+    has(next(&mut events).await.connections.values().next().unwrap());
+    has(&client.refresh().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +221,11 @@ async fn a_change_of_the_services_matches_moves_the_connection() {
     let (one, two) = (Endpoint::of(&onprem, "nse-1").await, Endpoint::of(&onprem, "nse-2").await);
     onprem.registers(vec![one.record("web", &[("v", "1")]), two.record("web", &[("v", "2")])]);
     let version = |v: &str| {
-        let route = Destination { destination_selector: [("v".to_owned(), v.to_owned())].into(), weight: 1 };
+        let route = Destination {
+            destination_selector: [("v".to_owned(), v.to_owned())].into(),
+            weight: 1,
+            ..Destination::default()
+        };
         service(vec![Match { routes: vec![route], ..Match::default() }])
     };
     onprem.catalogue.set_service(version("1"));
@@ -252,7 +297,7 @@ async fn callers_of_other_domains_see_what_they_may_and_are_not_carried_on() {
     onprem.registers(vec![open.record("web", &[]), hidden.record("db", &[])]);
     onprem.catalogue.hide("hidden");
     let mut client = Client::of(&cloud, "nsc").await;
-    let ask = |r: &mut carrick_proto::networkservice::NetworkServiceRequest| {
+    let ask = |r: &mut NetworkServiceRequest| {
         r.connection.as_mut().unwrap().network_service_endpoint_name = "hidden@onprem.test".into();
     };
     let status = client.request_with("db@onprem.test", ask).await.unwrap_err();
@@ -275,7 +320,7 @@ async fn an_export_is_reached_through_the_own_domain_and_can_be_watched() {
     let (cloud, onprem) = two().await;
     onprem.offers("postgres", &["pg-1"], &["spiffe://cloud.test/**"]);
     let mut client = Client::of(&cloud, "nsc").await;
-    let quic = |r: &mut carrick_proto::networkservice::NetworkServiceRequest| {
+    let quic = |r: &mut NetworkServiceRequest| {
         r.mechanism_preferences.push(Mechanism {
             cls: "REMOTE".into(),
             r#type: "QUIC".into(),
@@ -383,6 +428,7 @@ async fn a_chain_of_passthrough_endpoints_keeps_names_and_ids() {
     let to = |app: &str| Destination {
         destination_selector: [("app".to_owned(), app.to_owned())].into(),
         weight: 0,
+        ..Destination::default()
     };
     let from_pass = [("app".to_owned(), "pass".to_owned())].into();
     onprem.catalogue.set_service(service(vec![

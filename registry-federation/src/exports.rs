@@ -95,7 +95,11 @@ impl ExportRecord {
         NetworkServiceEndpoint {
             name: self.endpoint,
             network_service_names: vec![self.service.as_str().into()],
-            network_service_labels: [(self.service.as_str().into(), NetworkServiceLabels { labels })].into(),
+            network_service_labels: [(
+                self.service.as_str().into(),
+                NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+            )]
+            .into(),
             url: self.url,
             ..Default::default()
         }

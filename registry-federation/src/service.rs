@@ -125,7 +125,7 @@ impl Wire for NetworkService {
     type Response = NetworkServiceResponse;
 
     fn response(self, deleted: bool) -> NetworkServiceResponse {
-        NetworkServiceResponse { network_service: Some(self), deleted }
+        NetworkServiceResponse { network_service: Some(self), deleted, ..NetworkServiceResponse::default() }
     }
 }
 
@@ -133,6 +133,10 @@ impl Wire for NetworkServiceEndpoint {
     type Response = NetworkServiceEndpointResponse;
 
     fn response(self, deleted: bool) -> NetworkServiceEndpointResponse {
-        NetworkServiceEndpointResponse { network_service_endpoint: Some(self), deleted }
+        NetworkServiceEndpointResponse {
+            network_service_endpoint: Some(self),
+            deleted,
+            ..NetworkServiceEndpointResponse::default()
+        }
     }
 }

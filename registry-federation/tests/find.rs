@@ -67,7 +67,11 @@ impl Bench {
         query: Endpoint,
         watch: bool,
     ) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(query),
+            watch,
+            ..NetworkServiceEndpointQuery::default()
+        };
         Ok(self.endpoints().find(from(caller, query)).await?.into_inner())
     }
 
@@ -87,7 +91,11 @@ impl Bench {
         query: NetworkService,
     ) -> Result<Vec<NetworkService>, Status> {
         let mut client = NetworkServiceRegistryClient::new(self.channel.clone());
-        let query = NetworkServiceQuery { network_service: Some(query), watch: false };
+        let query = NetworkServiceQuery {
+            network_service: Some(query),
+            watch: false,
+            ..NetworkServiceQuery::default()
+        };
         let mut answers = client.find(from(caller, query)).await?.into_inner();
         let mut found = Vec::new();
         while let Some(answer) = answers.message().await? {
@@ -132,7 +140,7 @@ fn by_service(service: &str) -> Endpoint {
 
 fn labels(service: &str, pairs: &[(&str, &str)]) -> BTreeMap<String, NetworkServiceLabels> {
     let labels = pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    [(service.into(), NetworkServiceLabels { labels })].into()
+    [(service.into(), NetworkServiceLabels { labels, ..NetworkServiceLabels::default() })].into()
 }
 
 fn names(found: &[Endpoint]) -> Vec<&str> {
@@ -282,7 +290,11 @@ async fn what_is_not_for_this_registry_is_refused_in_words() {
         assert!(refused.message().contains("has no store"), "{refused}");
     }
 
-    let anonymous = NetworkServiceEndpointQuery { network_service_endpoint: None, watch: false };
+    let anonymous = NetworkServiceEndpointQuery {
+        network_service_endpoint: None,
+        watch: false,
+        ..NetworkServiceEndpointQuery::default()
+    };
     let refused = bench.endpoints().find(Request::new(anonymous)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 }
@@ -336,7 +348,11 @@ async fn a_watcher_that_does_not_read_holds_up_nobody() {
             (0..8).map(|n| export("bulk", &format!("e{n}"), &labels, &["spiffe://b.test/**"])).collect();
         bench.registry.set_exports(exports).unwrap();
     };
-    let query = NetworkServiceEndpointQuery { network_service_endpoint: None, watch: true };
+    let query = NetworkServiceEndpointQuery {
+        network_service_endpoint: None,
+        watch: true,
+        ..NetworkServiceEndpointQuery::default()
+    };
     let mut stuck = NetworkServiceEndpointRegistryClient::new(connect(&bench.address).await)
         .find(from(PEER, query))
         .await
@@ -381,7 +397,11 @@ async fn what_is_too_large_is_refused_and_the_next_caller_served() {
 async fn a_client_that_leaves_frees_its_watch() {
     let bench = Bench::new().await;
     let channel = connect(&bench.address).await;
-    let query = NetworkServiceEndpointQuery { network_service_endpoint: None, watch: true };
+    let query = NetworkServiceEndpointQuery {
+        network_service_endpoint: None,
+        watch: true,
+        ..NetworkServiceEndpointQuery::default()
+    };
     let mut client = NetworkServiceEndpointRegistryClient::new(channel);
     let one = client.find(from(PEER, query.clone())).await.unwrap();
     let two = client.find(from(PEER, query)).await.unwrap();
@@ -400,7 +420,11 @@ async fn one_caller_cannot_take_all_watches() {
     let mut held = Vec::new();
     for n in 0..MAX_WATCHES_PER_CALLER {
         // A server grants some hundred streams to a connection.
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: None, watch: true };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: None,
+            watch: true,
+            ..NetworkServiceEndpointQuery::default()
+        };
         if n % 100 == 0 {
             held.push((NetworkServiceEndpointRegistryClient::new(connect(&bench.address).await), Vec::new()));
         }

@@ -15,6 +15,7 @@ use carrick_registry::{
     store::{Change, EmbeddedStore, Store, StoreError, StoreEvent},
 };
 use futures::stream::BoxStream;
+use prost::Message as _;
 use site::{Site, Workload, World, eventually, next, with_token};
 use tokio::time::timeout;
 use tonic::{Code, Request};
@@ -232,7 +233,7 @@ async fn objects_that_are_no_objects_are_refused_in_words() {
     let nse = Workload::connect(&world, "own.test/nse", &site).await;
     let labels = |n: usize| {
         let labels = (0..n).map(|n| (format!("key-{n}"), "x".repeat(150))).collect();
-        let labels = carrick_proto::registry::NetworkServiceLabels { labels };
+        let labels = carrick_proto::registry::NetworkServiceLabels { labels, ..Default::default() };
         Endpoint { network_service_labels: [("web".into(), labels)].into(), ..endpoint("nse-1", "web") }
     };
     for (wrong, word, code) in [
@@ -299,8 +300,14 @@ async fn registrations_outlive_the_registry() {
     let world = World::new();
     let site = start(&world).await;
     let nse = Workload::connect(&world, "own.test/nse", &site).await;
-    let kept = nse.register(endpoint("kept", "web")).await.unwrap();
-    let web = nse.register_service(service("web", "")).await.unwrap();
+    // Both say something that only programs of the future understand: field 127, the text `new`.
+    let newer = b"\xfa\x07\x03new";
+    let (mut kept, mut web) = (endpoint("kept", "web"), service("web", ""));
+    kept.merge(&newer[..]).unwrap();
+    web.merge(&newer[..]).unwrap();
+    let said = kept.unknown_fields.clone();
+    let (kept, web) = (nse.register(kept).await.unwrap(), nse.register_service(web).await.unwrap());
+    assert_eq!((&kept.unknown_fields, &web.unknown_fields), (&said, &said));
     assert_eq!(web.payload, "IP", "what a service carries that does not say");
     let short = SystemTime::now() + Duration::from_millis(300);
     nse.register(Endpoint { expiration_time: Some(short.into()), ..endpoint("lapsing", "web") })

@@ -352,7 +352,11 @@ pub(crate) fn endpoint(n: usize) -> NetworkServiceEndpoint {
     NetworkServiceEndpoint {
         name: name(n),
         network_service_names: vec![service.clone()],
-        network_service_labels: [(service, NetworkServiceLabels { labels })].into(),
+        network_service_labels: [(
+            service,
+            NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+        )]
+        .into(),
         url: format!("tcp://10.0.{}.{}:5001", n % 1000 / 250, n % 250),
         ..Default::default()
     }

@@ -155,7 +155,11 @@ impl Workload {
         query: NetworkServiceEndpoint,
         watch: bool,
     ) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(query),
+            watch,
+            ..NetworkServiceEndpointQuery::default()
+        };
         Ok(Endpoints::new(self.channel.clone()).find(self.call(query)).await?.into_inner())
     }
 }

@@ -311,14 +311,18 @@ mod tests {
         Connection {
             id: id.to_owned(),
             network_service: "web".to_owned(),
-            path: Some(Path { index: 1, path_segments: path.iter().map(segment).collect() }),
+            path: Some(Path {
+                index: 1,
+                path_segments: path.iter().map(segment).collect(),
+                ..Path::default()
+            }),
             ..Connection::default()
         }
     }
 
     fn selector(path: &[(&str, &str)]) -> MonitorScopeSelector {
         let path_segments = connection("", path).path.unwrap().path_segments;
-        MonitorScopeSelector { path_segments, network_services: vec![] }
+        MonitorScopeSelector { path_segments, ..MonitorScopeSelector::default() }
     }
 
     fn told(monitors: &mut Monitors, watch: WatchId) -> Option<(ConnectionEventType, Vec<String>)> {

@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
+use carrick_proto::UnknownFields;
+
 /// Most segments we carry. Five NSM clusters in a chain make 36; what is longer is a loop.
 pub const MAX_SEGMENTS: usize = 64;
 /// Longest segment name or id, in octets: a Kubernetes object name has 253, and we index by it.
@@ -22,6 +24,8 @@ pub struct Segment {
     pub expires: Option<SystemTime>,
     /// Measurements of the hop; carried, not read here.
     pub metrics: BTreeMap<String, String>,
+    /// What else the hop said; carried.
+    pub unknown_fields: UnknownFields,
 }
 
 /// All hops, and the one that speaks.
@@ -31,6 +35,8 @@ pub struct Path {
     pub index: u32,
     /// From the client to the last hop known.
     pub segments: Vec<Segment>,
+    /// What else was said of the path; carried.
+    pub unknown_fields: UnknownFields,
 }
 
 /// What the update made of our segment.
@@ -83,7 +89,7 @@ impl Path {
     /// The path a client begins with: its own segment.
     pub fn begin(name: &str, id: &str, expires: SystemTime) -> Self {
         let own = Segment { expires: Some(expires), ..Segment::new(name, id) };
-        Self { index: 0, segments: vec![own] }
+        Self { index: 0, segments: vec![own], ..Self::default() }
     }
 
     /// Whether a peer's path can be worked with at all.
@@ -192,7 +198,8 @@ mod tests {
     use super::*;
 
     fn path(index: u32, segments: &[(&str, &str)]) -> Path {
-        Path { index, segments: segments.iter().map(|(n, i)| Segment::new(n, i)).collect() }
+        let segments = segments.iter().map(|(n, i)| Segment::new(n, i)).collect();
+        Path { index, segments, ..Path::default() }
     }
 
     #[test]
@@ -240,7 +247,8 @@ mod tests {
             index in prop_oneof![0u32..6, Just(u32::MAX)],
             segments in prop::collection::vec(("[ab]{0,1}|gw", "[xy]{0,1}"), 0..5),
         ) -> Path {
-            Path { index, segments: segments.iter().map(|(n, i)| Segment::new(n, i)).collect() }
+            let segments = segments.iter().map(|(n, i)| Segment::new(n, i)).collect();
+        Path { index, segments, ..Path::default() }
         }
     }
 

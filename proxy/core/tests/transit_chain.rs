@@ -12,7 +12,10 @@ use std::{
 };
 
 use carrick_model::SpiffeId;
-use carrick_proto::connection::{Connection, State};
+use carrick_proto::{
+    UnknownFields,
+    connection::{Connection, State},
+};
 use carrick_proxy_core::{
     Now,
     path::{Path, Segment},
@@ -121,7 +124,13 @@ impl World {
         carried.path.segments[0].expires = Some(self.now.wall + TOKEN);
         carried.connection.set_state(state);
         let deadline = self.now.mono + Duration::from_secs(15);
-        TransitRequest { carried, preferences: vec![], own_token: self.own_token(), deadline }
+        TransitRequest {
+            carried,
+            preferences: vec![],
+            unknown_fields: UnknownFields::default(),
+            own_token: self.own_token(),
+            deadline,
+        }
     }
 
     fn act(&mut self, act: Act) {
@@ -284,6 +293,7 @@ impl World {
                     preferences: vec![],
                     own_token: self.own_token(),
                     deadline: request.deadline,
+                    unknown_fields: UnknownFields::default(),
                 };
                 Some(self.tables[1].handle_request(&caller, request, &fresh, now).ok()?)
             }

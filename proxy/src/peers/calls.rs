@@ -279,7 +279,11 @@ async fn find_like(
     channel: TokenChannel,
     pattern: NetworkServiceEndpoint,
 ) -> Result<Vec<NetworkServiceEndpoint>, Status> {
-    let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern), watch: false };
+    let query = NetworkServiceEndpointQuery {
+        network_service_endpoint: Some(pattern),
+        watch: false,
+        ..NetworkServiceEndpointQuery::default()
+    };
     let answer = registry(channel).find(with_deadline(Request::new(query))).await?;
     collect(answer.into_inner(), |r: NetworkServiceEndpointResponse| r.network_service_endpoint).await
 }
@@ -287,7 +291,11 @@ async fn find_like(
 /// The services of this name; all when it is empty.
 async fn find_services(channel: TokenChannel, name: &str) -> Result<Vec<NetworkService>, Status> {
     let pattern = NetworkService { name: name.to_owned(), ..NetworkService::default() };
-    let query = NetworkServiceQuery { network_service: Some(pattern), watch: false };
+    let query = NetworkServiceQuery {
+        network_service: Some(pattern),
+        watch: false,
+        ..NetworkServiceQuery::default()
+    };
     let mut client = NetworkServiceRegistryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let answer = client.find(with_deadline(Request::new(query))).await?;
     collect(answer.into_inner(), |r| r.network_service).await
@@ -305,7 +313,11 @@ async fn collect<R, T>(mut answer: Streaming<R>, item: impl Fn(R) -> Option<T>) 
 }
 
 fn query(service: &str, watch: bool) -> NetworkServiceEndpointQuery {
-    NetworkServiceEndpointQuery { network_service_endpoint: Some(pattern(service)), watch }
+    NetworkServiceEndpointQuery {
+        network_service_endpoint: Some(pattern(service)),
+        watch,
+        ..NetworkServiceEndpointQuery::default()
+    }
 }
 
 /// Any endpoint of a service; any at all when `service` is empty.

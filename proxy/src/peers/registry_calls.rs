@@ -168,7 +168,8 @@ pub(crate) fn with_path<T>(object: T, path: &AsciiMetadataValue) -> Request<T> {
 
 impl RegistryObject for NetworkService {
     async fn find(channel: TokenChannel, query: Self, watch: bool) -> Result<Statuses<Self>, Status> {
-        let query = NetworkServiceQuery { network_service: Some(query), watch };
+        let query =
+            NetworkServiceQuery { network_service: Some(query), watch, ..NetworkServiceQuery::default() };
         let answers = services(channel).find(query).await?.into_inner();
         Ok(answers
             .try_filter_map(|r| async move { Ok(r.network_service.map(|object| (object, r.deleted))) })
@@ -186,7 +187,11 @@ impl RegistryObject for NetworkService {
 
 impl RegistryObject for NetworkServiceEndpoint {
     async fn find(channel: TokenChannel, query: Self, watch: bool) -> Result<Statuses<Self>, Status> {
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(query),
+            watch,
+            ..NetworkServiceEndpointQuery::default()
+        };
         let answers = endpoints(channel).find(query).await?.into_inner();
         Ok(answers
             .try_filter_map(

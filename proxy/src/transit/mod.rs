@@ -30,10 +30,7 @@ use carrick_identity::{
     token::{Presented, PresentedError},
 };
 use carrick_model::cause::in_one_line;
-use carrick_proto::{
-    connection::{Connection, Mechanism},
-    networkservice::NetworkServiceRequest,
-};
+use carrick_proto::{connection::Connection, networkservice::NetworkServiceRequest};
 use carrick_proxy_core::{
     Now,
     transit::{
@@ -241,6 +238,7 @@ impl Transits {
         let request = TransitRequest {
             carried: Carried { connection, path },
             preferences: request.mechanism_preferences,
+            unknown_fields: request.unknown_fields,
             own_token: (own.jwt, own.expires),
             deadline,
         };
@@ -359,7 +357,8 @@ impl Transits {
                 let outstanding = Outstanding::new(&this, step);
                 let message = NetworkServiceRequest {
                     connection: Some(wire::message(request.carried)),
-                    mechanism_preferences: request.preferences as Vec<Mechanism>,
+                    mechanism_preferences: request.preferences,
+                    unknown_fields: request.unknown_fields,
                 };
                 let answer = this.inner.hops.request(&request.hop, message, request.deadline).await;
                 let answer = answer.and_then(|mut connection| {

@@ -254,7 +254,7 @@ impl HopWatches {
 
     fn selector(&self) -> MonitorScopeSelector {
         let own = PathSegment { name: self.inner.own_name.clone(), ..PathSegment::default() };
-        MonitorScopeSelector { path_segments: vec![own], network_services: Vec::new() }
+        MonitorScopeSelector { path_segments: vec![own], ..MonitorScopeSelector::default() }
     }
 }
 

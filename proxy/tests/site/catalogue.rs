@@ -115,7 +115,13 @@ impl NetworkServiceRegistry for Services {
         let pattern = request.into_inner().network_service.unwrap_or_default();
         let all = self.0.services.lock().clone();
         let fits = move |s: &NetworkService| pattern.name.is_empty() || pattern.name == s.name;
-        let told = |s| Ok(NetworkServiceResponse { network_service: Some(s), deleted: false });
+        let told = |s| {
+            Ok(NetworkServiceResponse {
+                network_service: Some(s),
+                deleted: false,
+                ..NetworkServiceResponse::default()
+            })
+        };
         let all: Vec<_> = all.into_iter().filter(fits).map(told).collect();
         Ok(Response::new(stream::iter(all).boxed()))
     }

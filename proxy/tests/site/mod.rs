@@ -369,7 +369,11 @@ fn endpoint(name: &str, service: &str) -> NetworkServiceEndpoint {
     NetworkServiceEndpoint {
         name: name.to_owned(),
         network_service_names: vec![service.to_owned()],
-        network_service_labels: [(service.to_owned(), NetworkServiceLabels { labels })].into(),
+        network_service_labels: [(
+            service.to_owned(),
+            NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+        )]
+        .into(),
         ..Default::default()
     }
 }
@@ -404,7 +408,11 @@ impl NetworkServiceEndpointRegistry for Registry {
                 && wanted.iter().all(|w| e.network_service_names.contains(w))
         };
         let told = |endpoint: &NetworkServiceEndpoint, deleted| {
-            Ok(NetworkServiceEndpointResponse { network_service_endpoint: Some(endpoint.clone()), deleted })
+            Ok(NetworkServiceEndpointResponse {
+                network_service_endpoint: Some(endpoint.clone()),
+                deleted,
+                ..NetworkServiceEndpointResponse::default()
+            })
         };
         let mut before: Vec<_> = list.borrow_and_update().iter().filter(|e| fits(e)).cloned().collect();
         let first: Vec<_> = before.iter().map(|e| told(e, false)).collect();

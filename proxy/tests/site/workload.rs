@@ -12,6 +12,7 @@ use std::{
 
 use carrick_identity::{Caller, Identity};
 use carrick_proto::{
+    UnknownFields,
     connection::{
         Connection, ConnectionEvent, ConnectionEventType, MonitorScopeSelector, Path, PathSegment, State,
         monitor_connection_client::MonitorConnectionClient,
@@ -71,11 +72,11 @@ impl Client {
         let connection = Connection {
             id,
             network_service: service.to_owned(),
-            path: Some(Path { index: 0, path_segments: vec![own] }),
+            path: Some(Path { index: 0, path_segments: vec![own], ..Path::default() }),
             ..Connection::default()
         };
         let mut request =
-            NetworkServiceRequest { connection: Some(connection), mechanism_preferences: Vec::new() };
+            NetworkServiceRequest { connection: Some(connection), ..NetworkServiceRequest::default() };
         change(&mut request);
         self.send(request).await
     }
@@ -83,7 +84,7 @@ impl Client {
     /// Sends the last answer again.
     pub async fn refresh(&mut self) -> Result<Connection, Status> {
         let connection = Some(self.connection.clone());
-        self.send(NetworkServiceRequest { connection, mechanism_preferences: Vec::new() }).await
+        self.send(NetworkServiceRequest { connection, ..NetworkServiceRequest::default() }).await
     }
 
     /// Gives up the endpoint for another one.
@@ -92,7 +93,7 @@ impl Client {
         connection.network_service_endpoint_name.clear();
         connection.mechanism = None;
         connection.set_state(State::ReselectRequested);
-        self.send(NetworkServiceRequest { connection: Some(connection), mechanism_preferences: Vec::new() })
+        self.send(NetworkServiceRequest { connection: Some(connection), ..NetworkServiceRequest::default() })
             .await
     }
 
@@ -119,7 +120,11 @@ impl Client {
     pub async fn monitor(&self) -> Streaming<ConnectionEvent> {
         let run = self.connection.path.as_ref().unwrap().path_segments[1].clone();
         let run = PathSegment { name: run.name, id: run.id, ..PathSegment::default() };
-        self.monitor_with(MonitorScopeSelector { path_segments: vec![run], network_services: vec![] }).await
+        self.monitor_with(MonitorScopeSelector {
+            path_segments: vec![run],
+            ..MonitorScopeSelector::default()
+        })
+        .await
     }
 
     pub async fn monitor_with(&self, selector: MonitorScopeSelector) -> Streaming<ConnectionEvent> {
@@ -159,6 +164,8 @@ pub struct Endpoint {
     pub name: String,
     pub url: String,
     pub held: Arc<Mutex<BTreeMap<String, Connection>>>,
+    /// What the last request said that this endpoint does not know.
+    pub unknown: Arc<Mutex<UnknownFields>>,
     events: broadcast::Sender<ConnectionEvent>,
     next: Arc<AtomicU64>,
     /// How many monitors were ever opened here.
@@ -181,6 +188,7 @@ impl Endpoint {
             name: name.to_owned(),
             url: format!("tcp://{}", listener.local_addr()),
             held: Arc::default(),
+            unknown: Arc::default(),
             events: broadcast::channel(64).0,
             next: Arc::default(),
             monitors: Arc::default(),
@@ -212,7 +220,11 @@ impl Endpoint {
         NetworkServiceEndpoint {
             name: self.name.clone(),
             network_service_names: vec![service.to_owned()],
-            network_service_labels: [(service.to_owned(), NetworkServiceLabels { labels })].into(),
+            network_service_labels: [(
+                service.to_owned(),
+                NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+            )]
+            .into(),
             url: self.url.clone(),
             path_ids: vec![self.identity.id().to_string()],
             ..NetworkServiceEndpoint::default()
@@ -239,7 +251,9 @@ impl NetworkService for Endpoint {
     async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
         let caller = request.extensions().get::<Caller>().cloned().unwrap();
         let token = request.metadata().get("nsm-client-token").unwrap().to_str().unwrap().to_owned();
-        let mut connection = request.into_inner().connection.unwrap();
+        let request = request.into_inner();
+        *self.unknown.lock() = request.unknown_fields;
+        let mut connection = request.connection.unwrap();
         let own = caller.mint_token(&self.identity, LEASE, SystemTime::now()).unwrap();
         let path = connection.path.as_mut().unwrap();
         let index = path.index as usize;
@@ -267,7 +281,7 @@ impl NetworkService for Endpoint {
             let mut asked = ours.clone();
             asked.labels = labels;
             asked.network_service_endpoint_name = String::new();
-            let asked = NetworkServiceRequest { connection: Some(asked), mechanism_preferences: vec![] };
+            let asked = NetworkServiceRequest { connection: Some(asked), ..NetworkServiceRequest::default() };
             let answer = NetworkServiceClient::new(link.channel.clone()).request(asked).await?.into_inner();
             ours.path = answer.path;
             connection.path = ours.path.clone();

@@ -90,7 +90,11 @@ fn labelled(service: &str, n: usize) -> Endpoint {
     Endpoint {
         name: format!("endpoint-{n}"),
         network_service_names: vec![service.to_owned()],
-        network_service_labels: [(service.to_owned(), NetworkServiceLabels { labels })].into(),
+        network_service_labels: [(
+            service.to_owned(),
+            NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+        )]
+        .into(),
         url: format!("tcp://10.0.{}.{}:5001", n % 1000 / 250, n % 250),
         ..Endpoint::default()
     }

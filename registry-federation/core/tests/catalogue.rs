@@ -28,7 +28,9 @@ fn endpoint(name: &str, services: &[&str]) -> Endpoint {
 
 fn labelled(mut endpoint: Endpoint, service: &str, labels: &[(&str, &str)]) -> Endpoint {
     let labels: BTreeMap<_, _> = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    endpoint.network_service_labels.insert(service.into(), NetworkServiceLabels { labels });
+    endpoint
+        .network_service_labels
+        .insert(service.into(), NetworkServiceLabels { labels, ..NetworkServiceLabels::default() });
     endpoint
 }
 
@@ -118,6 +120,7 @@ fn services_are_found_by_name_payload_and_matches() {
         routes: vec![Destination {
             destination_selector: [("app".to_owned(), v.to_owned())].into(),
             weight: 0,
+            ..Destination::default()
         }],
         ..Default::default()
     };
@@ -125,7 +128,7 @@ fn services_are_found_by_name_payload_and_matches() {
         name: "web".into(),
         payload: "TCP".into(),
         matches: vec![route("1"), route("2")],
-        path_ids: vec![],
+        ..NetworkService::default()
     };
     c.register(for_own(web.clone())).unwrap();
     c.register(for_own(NetworkService { name: "vpn".into(), ..Default::default() })).unwrap();

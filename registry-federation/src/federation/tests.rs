@@ -184,7 +184,10 @@ impl Stream {
 }
 
 fn endpoint(name: &str, service: &str, url: &str) -> Endpoint {
-    let labels = NetworkServiceLabels { labels: [("app".to_owned(), "x".to_owned())].into() };
+    let labels = NetworkServiceLabels {
+        labels: [("app".to_owned(), "x".to_owned())].into(),
+        ..NetworkServiceLabels::default()
+    };
     Endpoint {
         name: name.into(),
         network_service_names: vec![service.into()],

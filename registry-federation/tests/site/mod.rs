@@ -259,7 +259,11 @@ impl Workload {
     }
 
     pub async fn find(&self, query: Endpoint) -> Vec<Endpoint> {
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch: false };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(query),
+            watch: false,
+            ..NetworkServiceEndpointQuery::default()
+        };
         let mut answers = self.endpoints().find(self.call(query)).await.unwrap().into_inner();
         let mut found = Vec::new();
         while let Some(answer) = timeout(PATIENCE, answers.message()).await.unwrap().unwrap() {
@@ -273,7 +277,8 @@ impl Workload {
     }
 
     pub async fn find_services(&self) -> Vec<NetworkService> {
-        let query = NetworkServiceQuery { network_service: None, watch: false };
+        let query =
+            NetworkServiceQuery { network_service: None, watch: false, ..NetworkServiceQuery::default() };
         let mut answers = self.services().find(self.call(query)).await.unwrap().into_inner();
         let mut found = Vec::new();
         while let Some(answer) = timeout(PATIENCE, answers.message()).await.unwrap().unwrap() {
@@ -283,7 +288,11 @@ impl Workload {
     }
 
     pub async fn watch(&self, query: Endpoint) -> Streaming<NetworkServiceEndpointResponse> {
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch: true };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(query),
+            watch: true,
+            ..NetworkServiceEndpointQuery::default()
+        };
         self.endpoints().find(self.call(query)).await.unwrap().into_inner()
     }
 }

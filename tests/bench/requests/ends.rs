@@ -149,11 +149,11 @@ impl Client {
         let connection = Connection {
             id,
             network_service: format!("{SERVICE}@{FAR}"),
-            path: Some(Path { index: 0, path_segments: vec![own] }),
+            path: Some(Path { index: 0, path_segments: vec![own], ..Path::default() }),
             ..Connection::default()
         };
         let request =
-            NetworkServiceRequest { connection: Some(connection), mechanism_preferences: Vec::new() };
+            NetworkServiceRequest { connection: Some(connection), ..NetworkServiceRequest::default() };
         let mut client = NetworkServiceClient::new(self.channel.clone());
         let granted = client.request(self.call(request, &token)).await?.into_inner();
         let segments = granted.path.as_ref().map_or(0, |path| path.path_segments.len());

@@ -146,7 +146,11 @@ impl Client {
     ) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
         let endpoint =
             NetworkServiceEndpoint { network_service_names: vec![service.into()], ..Default::default() };
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(endpoint), watch };
+        let query = NetworkServiceEndpointQuery {
+            network_service_endpoint: Some(endpoint),
+            watch,
+            ..NetworkServiceEndpointQuery::default()
+        };
         let mut client = NetworkServiceEndpointRegistryClient::new(self.0.clone());
         client.find(query).await.map(tonic::Response::into_inner)
     }
@@ -229,7 +233,11 @@ async fn a_local_client_finds_and_watches_what_another_domain_offers() {
     );
 
     let service = carrick_proto::registry::NetworkService { name: "web@b.test".into(), ..Default::default() };
-    let query = NetworkServiceQuery { network_service: Some(service), watch: false };
+    let query = NetworkServiceQuery {
+        network_service: Some(service),
+        watch: false,
+        ..NetworkServiceQuery::default()
+    };
     let mut services =
         NetworkServiceRegistryClient::new(client.0.clone()).find(query).await.unwrap().into_inner();
     let answer = services.message().await.unwrap().unwrap().network_service.unwrap();

@@ -93,13 +93,21 @@ pub(crate) mod tests {
         NetworkServiceEndpoint {
             name: name.to_owned(),
             network_service_names: vec!["web".to_owned()],
-            network_service_labels: [("web".to_owned(), NetworkServiceLabels { labels: labels(of) })].into(),
+            network_service_labels: [(
+                "web".to_owned(),
+                NetworkServiceLabels { labels: labels(of), ..NetworkServiceLabels::default() },
+            )]
+            .into(),
             ..NetworkServiceEndpoint::default()
         }
     }
 
     pub(crate) fn rule(source: &[(&str, &str)], routes: &[&[(&str, &str)]]) -> Match {
-        let route = |to: &&[(&str, &str)]| Destination { destination_selector: labels(to), weight: 0 };
+        let route = |to: &&[(&str, &str)]| Destination {
+            destination_selector: labels(to),
+            weight: 0,
+            ..Destination::default()
+        };
         Match {
             source_selector: labels(source),
             routes: routes.iter().map(route).collect(),
@@ -140,8 +148,10 @@ pub(crate) mod tests {
         through.fallthrough = true;
         assert_eq!(names(&[], &service(vec![through.clone(), rule(&[], &[&[("app", "a")]])]), &all), ["a"]);
         assert_eq!(names(&[], &service(vec![through]), &all), [""; 0], "nothing is left to fall through to");
-        let only_metadata =
-            Match { metadata: Some(Metadata { labels: labels(&[("p2p", "true")]) }), ..rule(&[], &[]) };
+        let only_metadata = Match {
+            metadata: Some(Metadata { labels: labels(&[("p2p", "true")]), ..Metadata::default() }),
+            ..rule(&[], &[])
+        };
         let s = service(vec![only_metadata]);
         assert_eq!(names(&[], &s, &all), ["a"]);
         assert_eq!(metadata(&labels(&[]), &s), Some(&labels(&[("p2p", "true")])));
@@ -175,8 +185,11 @@ pub(crate) mod tests {
     #[test]
     fn labels_of_another_service_do_not_count() {
         let mut other = endpoint("a", &[("app", "a")]);
-        other.network_service_labels =
-            [("db".to_owned(), NetworkServiceLabels { labels: labels(&[("app", "a")]) })].into();
+        other.network_service_labels = [(
+            "db".to_owned(),
+            NetworkServiceLabels { labels: labels(&[("app", "a")]), ..NetworkServiceLabels::default() },
+        )]
+        .into();
         assert_eq!(names(&[], &service(vec![rule(&[], &[&[("app", "a")]])]), &[other]), [""; 0]);
     }
 
@@ -216,10 +229,9 @@ pub(crate) mod tests {
         ) -> Match {
             Match {
                 source_selector: source,
-                routes: routes.into_iter().map(|destination_selector| Destination { destination_selector, weight: 0 }).collect(),
+                routes: routes.into_iter().map(|destination_selector| Destination { destination_selector, weight: 0, ..Destination::default() }).collect(),
                 fallthrough: falls,
-                metadata: metadata.then(Metadata::default),
-            }
+                metadata: metadata.then(Metadata::default), ..Match::default() }
         }
     }
 
@@ -233,7 +245,7 @@ pub(crate) mod tests {
             let all: Vec<NetworkServiceEndpoint> = all
                 .into_iter()
                 .map(|labels| NetworkServiceEndpoint {
-                    network_service_labels: [("web".to_owned(), NetworkServiceLabels { labels })].into(),
+                    network_service_labels: [("web".to_owned(), NetworkServiceLabels { labels, ..NetworkServiceLabels::default() })].into(),
                     ..NetworkServiceEndpoint::default()
                 })
                 .collect();

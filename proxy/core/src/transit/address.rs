@@ -96,7 +96,7 @@ mod tests {
 
     fn mechanism(of: &[(&str, &str)]) -> Mechanism {
         let parameters = of.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Mechanism { cls: "REMOTE".into(), r#type: "WIREGUARD".into(), parameters }
+        Mechanism { cls: "REMOTE".into(), r#type: "WIREGUARD".into(), parameters, ..Mechanism::default() }
     }
 
     fn map(of: &[(&str, &str)]) -> AddressMap {

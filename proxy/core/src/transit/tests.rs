@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
-use carrick_proto::connection::{Connection, Mechanism};
+use carrick_proto::{
+    UnknownFields,
+    connection::{Connection, Mechanism},
+};
 
 use super::*;
 use crate::path::Segment;
@@ -123,6 +126,7 @@ impl World {
         TransitRequest {
             carried: Carried { connection, path },
             preferences: vec![],
+            unknown_fields: UnknownFields::default(),
             own_token: ("token-of-ours".into(), self.now.wall + Duration::from_secs(600)),
             deadline: self.now.mono + Duration::from_secs(15),
         }

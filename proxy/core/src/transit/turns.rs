@@ -139,8 +139,13 @@ impl Transit {
             self.addresses.translate_request(side, mechanism);
         }
         let sent = Carried { connection, path: request.carried.path.clone() };
-        let hop_request =
-            HopRequest { hop: current.hop.clone(), carried: sent.clone(), preferences, deadline };
+        let hop_request = HopRequest {
+            hop: current.hop.clone(),
+            carried: sent.clone(),
+            preferences,
+            unknown_fields: request.unknown_fields.clone(),
+            deadline,
+        };
         let asking = Asking { ticket, request, current, side, sent, rest, faults };
         let step = self.step(entry, Doing::Asking(Box::new(asking)));
         self.steps.push_back(Step::Request(step, Box::new(hop_request)));

@@ -7,7 +7,10 @@ use std::{
 };
 
 use carrick_model::{Domain, SpiffeId, TrustDomain};
-use carrick_proto::connection::{Connection, Mechanism};
+use carrick_proto::{
+    UnknownFields,
+    connection::{Connection, Mechanism},
+};
 
 use super::{MAX_LEASE, MAX_PER_PEER, MAX_TOTAL};
 use crate::path::{Path, PathFault};
@@ -49,6 +52,8 @@ pub struct TransitRequest {
     pub carried: Carried,
     /// What the caller can carry it by.
     pub preferences: Vec<Mechanism>,
+    /// What else the caller said, for the next hop.
+    pub unknown_fields: UnknownFields,
     /// Our segment's token, and when it ends.
     pub own_token: (String, SystemTime),
     /// Until when the caller waits.
@@ -124,6 +129,8 @@ pub struct HopRequest {
     pub carried: Carried,
     /// What it can be carried by.
     pub preferences: Vec<Mechanism>,
+    /// What else the caller said.
+    pub unknown_fields: UnknownFields,
     /// Until when to wait.
     pub deadline: Instant,
 }
