@@ -260,6 +260,64 @@ async fn ids_are_kept_over_the_restart_of_a_hop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_is_held_watched_and_ended_after_a_restart() {
+    let cloud = Site::new("cloud.test").await;
+    let mut onprem = Site::keeping("onprem.test", Duration::from_secs(8)).await;
+    cloud.knows(&onprem);
+    onprem.knows(&cloud);
+    let nse = Endpoint::of(&onprem, "nse-1").await;
+    onprem.registers(vec![nse.record("web", &[])]);
+    let (mut client, mut leaver) = (Client::of(&cloud, "nsc").await, Client::of(&cloud, "leaver").await);
+    client.request("web@onprem.test").await.unwrap();
+    leaver.request("web@onprem.test").await.unwrap();
+    leaver.close().await.unwrap();
+    let told = |site: &Site| {
+        site.transits
+            .connections()
+            .into_iter()
+            .map(|c| (c.id, c.owner, c.endpoint, c.since))
+            .collect::<Vec<_>>()
+    };
+    let before = told(&onprem);
+    assert_eq!(before.len(), 1);
+    eventually("the endpoint is monitored", || (nse.monitors.load(Relaxed) == 1).then_some(())).await;
+
+    onprem.restart_server().await;
+    let micros = |at: std::time::SystemTime| at.duration_since(std::time::UNIX_EPOCH).unwrap().as_micros();
+    let after = told(&onprem);
+    assert_eq!(after.len(), 1, "without a word of the client");
+    assert_eq!(
+        (&after[0].0, &after[0].1, &after[0].2, micros(after[0].3)),
+        (&before[0].0, &before[0].1, &before[0].2, micros(before[0].3))
+    );
+    eventually("its hop is monitored again", || (nse.monitors.load(Relaxed) == 2).then_some(())).await;
+    nse.tell(State::Down);
+    eventually("its state is followed", || onprem.transits.connections()[0].down.then_some(())).await;
+
+    // Nobody refreshes it: who restarted tells the endpoint all the same.
+    eventually("the endpoint hears of the end", || nse.held.lock().is_empty().then_some(())).await;
+    assert!(onprem.transits.connections().is_empty());
+    onprem.restart_server().await;
+    assert!(onprem.transits.connections().is_empty(), "what has ended is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_for_a_domain_that_is_not_trusted_any_more_ends() {
+    let cloud = Site::new("cloud.test").await;
+    let mut onprem = Site::keeping("onprem.test", Duration::from_secs(600)).await;
+    cloud.knows(&onprem);
+    onprem.knows(&cloud);
+    let nse = Endpoint::of(&onprem, "nse-1").await;
+    onprem.registers(vec![nse.record("web", &[])]);
+    Client::of(&cloud, "nsc").await.request("web@onprem.test").await.unwrap();
+    onprem.stop_server().await;
+    onprem.trust.remove(&cloud.identity.trust_domain());
+    onprem.start_server().await;
+    eventually("the endpoint hears of the end", || nse.held.lock().is_empty().then_some(())).await;
+    assert!(onprem.transits.connections().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_floating_endpoint_is_reached_by_its_full_name() {
     let (cloud, onprem, float) =
         (Site::new("cloud.test").await, Site::new("onprem.test").await, Site::new("float.test").await);

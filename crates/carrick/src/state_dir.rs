@@ -6,6 +6,7 @@
 //!   admin.lock          held by the running daemon, holds its process id
 //!   ca/root.pem         the embedded CA (crate carrick-identity)
 //!   registry.redb       what is registered (crate carrick-registry)
+//!   connections.redb    connections that pass through (crate carrick-proxy)
 //!   trust/D.json        bundles that `carrick trust import` wrote (trust_file.rs)
 //! ```
 

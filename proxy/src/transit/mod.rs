@@ -13,8 +13,12 @@
 //! | `remote` | what other domains' registries said a moment ago |
 //! | `hops` | calls to the next hop |
 //! | `watch` | what the next hops tell |
+//! | `memory` | what is held again after a restart |
+//! | `file` | where that is kept |
 
+mod file;
 pub(crate) mod hops;
+mod memory;
 mod remote;
 mod select;
 mod watch;
@@ -46,9 +50,13 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 use tonic::{Code, Status};
 
-pub use self::select::SelectSettings;
+pub use self::{
+    file::{ConnectionsFile, FileFault},
+    select::SelectSettings,
+};
 use self::{
     hops::Hops,
+    memory::Memory,
     select::Selector,
     watch::{HopWatches, Told},
 };
@@ -88,6 +96,8 @@ pub struct TransitParts {
     pub trust: TrustStore,
     /// Who watches.
     pub monitors: Monitors,
+    /// Where connections are kept over a restart; without it their clients bring them back.
+    pub file: Option<ConnectionsFile>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -105,6 +115,7 @@ struct Inner {
     hops: Hops,
     watches: HopWatches,
     monitors: Monitors,
+    memory: Option<Memory>,
     tasks: Tasks,
     changed: Notify,
     metrics: Metrics,
@@ -160,10 +171,21 @@ pub(crate) enum TransitError {
 }
 
 impl Transits {
-    /// An empty table. Leases, trust, services and the monitors of hops are looked after by tasks of `tasks`.
+    /// A table with the connections that were kept. Leases, trust, services, the monitors of hops and the file are looked after by
+    /// tasks of `tasks`.
     pub fn new(parts: TransitParts, tasks: &Tasks) -> Self {
-        let TransitParts { settings, select, catalogue, beyond, peers, identity, trust, monitors, metrics } =
-            parts;
+        let TransitParts {
+            settings,
+            select,
+            catalogue,
+            beyond,
+            peers,
+            identity,
+            trust,
+            monitors,
+            file,
+            metrics,
+        } = parts;
         let hops = Hops::new(identity.clone(), trust.clone(), peers.clone(), tasks);
         let watches = HopWatches::new(settings.own_name.clone(), hops.clone(), tasks);
         let selector = Selector::new(select, Arc::clone(&catalogue), beyond, peers);
@@ -176,11 +198,14 @@ impl Transits {
                 hops,
                 watches,
                 monitors,
+                memory: file.map(Memory::new),
                 tasks: tasks.clone(),
                 changed: Notify::new(),
                 metrics,
             }),
         };
+        transits.restore(&trust);
+        tasks.spawn("connections of transit", transits.clone().keep(tasks.clone()));
         tasks.spawn("leases of transit", transits.clone().expire(tasks.clone()));
         tasks.spawn("trust of transit", transits.clone().follow_trust(trust, tasks.clone()));
         tasks.spawn("services of transit", transits.clone().follow_services(catalogue, tasks.clone()));
@@ -321,10 +346,12 @@ impl Transits {
             TransitEvent::Failed(ticket, fault) => answer(ticket, Answer::Failed(fault)),
             TransitEvent::Closed(ticket, result) => answer(ticket, Answer::Closed(result)),
             TransitEvent::Published { id, owner, carried } => {
+                self.mark(&id);
                 tracing::debug!(connection = id, %owner, state = ?carried.connection.state(), "connection published");
                 self.inner.monitors.publish(owner.trust_domain(), wire::message(*carried));
             }
             TransitEvent::Gone { id, why } => {
+                self.mark(&id);
                 tracing::info!(connection = id, %why, "connection through here ended");
                 self.inner.monitors.remove(&id);
             }

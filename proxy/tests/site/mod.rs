@@ -34,7 +34,7 @@ use carrick_proxy::{
     peers::{Peers, TrustMap},
     resolve::{Resolver, ResolverSettings, StaticPeer},
     server::NetworkServer,
-    transit::{SelectSettings, TransitParts, TransitSettings, Transits},
+    transit::{ConnectionsFile, SelectSettings, TransitParts, TransitSettings, Transits},
 };
 use carrick_proxy_core::inbound::InboundSettings;
 use carrick_runtime::Tasks;
@@ -48,6 +48,8 @@ pub use self::catalogue::SiteCatalogue;
 
 /// Longest wait for something that happens within a second or so.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The file of connections that pass through.
+const CONNECTIONS: &str = "connections.redb";
 
 /// Waits until `check` gives something.
 pub async fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
@@ -106,6 +108,7 @@ pub struct Site {
     pub transits: Transits,
     pub tasks: Tasks,
     pub max_lease: Duration,
+    keeps: bool,
     pub identity: Identity,
     serving: JoinHandle<()>,
     state: tempfile::TempDir,
@@ -117,6 +120,15 @@ impl Site {
     }
 
     pub async fn with_lease(domain: &str, max_lease: Duration) -> Self {
+        Self::begin(domain, max_lease, false).await
+    }
+
+    /// A site whose process has a file of the connections that pass through.
+    pub async fn keeping(domain: &str, max_lease: Duration) -> Self {
+        Self::begin(domain, max_lease, true).await
+    }
+
+    async fn begin(domain: &str, max_lease: Duration, keeps: bool) -> Self {
         let state = tempfile::tempdir().unwrap();
         let domain: Domain = domain.parse().unwrap();
         let td = TrustDomain::new(domain.as_str()).unwrap();
@@ -155,6 +167,7 @@ impl Site {
             tasks: &tasks,
             metrics: &metrics,
             listener,
+            file: keeps.then(|| ConnectionsFile::open(&state.path().join(CONNECTIONS)).unwrap()),
         });
         Self {
             domain,
@@ -171,6 +184,7 @@ impl Site {
             transits,
             tasks,
             max_lease,
+            keeps,
             identity,
             serving,
             state,
@@ -179,13 +193,18 @@ impl Site {
 
     /// Stops serving, forgets who is connected, and serves again at the same address.
     pub async fn restart_server(&mut self) {
-        let domain = self.domain.clone();
         self.stop_server().await;
+        self.start_server().await;
+    }
+
+    /// Serves again after [`Site::stop_server`].
+    pub async fn start_server(&mut self) {
+        let domain = self.domain.clone();
         self.datapath.admitted.lock().clear();
         self.tasks = Tasks::new();
         let listener = ControlListener::bind(self.control).await.unwrap();
         let exports = self.exports.list();
-        let served = serve(Parts {
+        let mut parts = Parts {
             domain: &domain,
             max_lease: self.max_lease,
             datapath: &self.datapath,
@@ -196,7 +215,16 @@ impl Site {
             tasks: &self.tasks,
             metrics: &self.metrics,
             listener,
-        });
+            file: None,
+        };
+        if self.keeps {
+            // The file is free when nobody has the table of before.
+            let path = self.state.path().join(CONNECTIONS);
+            self.transits = transits(&mut parts, &Monitors::new(self.identity.trust_domain(), &self.tasks));
+            let opened = || ConnectionsFile::open(&path).ok();
+            parts.file = Some(eventually("the file of connections is free", opened).await);
+        }
+        let served = serve(parts);
         Served { exports: self.exports, transits: self.transits, serving: self.serving } = served;
         self.exports.set(exports);
     }
@@ -313,6 +341,7 @@ struct Parts<'a> {
     tasks: &'a Tasks,
     metrics: &'a Metrics,
     listener: ControlListener,
+    file: Option<ConnectionsFile>,
 }
 
 struct Served {
@@ -321,33 +350,38 @@ struct Served {
     serving: JoinHandle<()>,
 }
 
-fn serve(parts: Parts<'_>) -> Served {
-    let Parts { domain, max_lease, datapath, trust, identity, catalogue, peers, tasks, metrics, listener } =
+/// The connections that pass through; takes the file.
+fn transits(parts: &mut Parts<'_>, monitors: &Monitors) -> Transits {
+    let (domain, identity) = (parts.domain.clone(), parts.identity.clone());
+    let mut settings = TransitSettings::new(InboundSettings::new(domain.clone()).own_name);
+    settings.max_lease = parts.max_lease;
+    let (trust_domain, forwarder) = (identity.trust_domain(), Some("forwarder".to_owned()));
+    let transit_parts = TransitParts {
+        settings,
+        select: SelectSettings { domain, trust_domain, forwarder },
+        catalogue: parts.catalogue.clone(),
+        beyond: None,
+        peers: parts.peers.clone(),
+        identity,
+        trust: parts.trust.clone(),
+        monitors: monitors.clone(),
+        file: parts.file.take(),
+        metrics: parts.metrics.clone(),
+    };
+    Transits::new(transit_parts, parts.tasks)
+}
+
+fn serve(mut parts: Parts<'_>) -> Served {
+    let monitors = Monitors::new(parts.identity.trust_domain(), parts.tasks);
+    let transits = transits(&mut parts, &monitors);
+    let Parts { domain, max_lease, datapath, trust, identity, catalogue, tasks, metrics, listener, .. } =
         parts;
     let mut settings = InboundSettings::new(domain.clone());
     settings.max_lease = max_lease;
-    let mut passing = TransitSettings::new(settings.own_name.clone());
-    passing.max_lease = max_lease;
     let tunnel = vec!["127.0.0.1:9".parse().unwrap()];
     let dp: Arc<dyn DataPath> = datapath.clone();
-    let td = identity.trust_domain();
-    let monitors = Monitors::new(td.clone(), tasks);
     let exports =
         Exports::new(settings, tunnel, dp, identity, trust, monitors.clone(), tasks, metrics.clone());
-    let select =
-        SelectSettings { domain: domain.clone(), trust_domain: td, forwarder: Some("forwarder".to_owned()) };
-    let transit_parts = TransitParts {
-        settings: passing,
-        select,
-        catalogue: catalogue.clone(),
-        beyond: None,
-        peers: peers.clone(),
-        identity: identity.clone(),
-        trust: trust.clone(),
-        monitors: monitors.clone(),
-        metrics: metrics.clone(),
-    };
-    let transits = Transits::new(transit_parts, tasks);
     transits.set_own_urls(&[format!("tcp://{}", listener.local_addr())]);
     let mut routes = Routes::builder();
     let network = NetworkServer::new(exports.clone(), metrics.clone()).with_transits(transits.clone());

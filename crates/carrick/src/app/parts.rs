@@ -237,6 +237,7 @@ impl Daemon {
                 identity: identity.clone(),
                 trust: trust.clone(),
                 monitors: monitors.clone(),
+                file: store::connections(state.path()),
                 metrics: metrics.clone(),
             },
             &tasks,

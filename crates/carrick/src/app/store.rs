@@ -1,8 +1,10 @@
-//! The store of registrations that the config names.
+//! The store of registrations that the config names, and the file of connections.
 
 use std::{path::Path, sync::Arc};
 
 use carrick_config::{Config, Etcd, Store as Chosen};
+use carrick_model::cause::in_one_line;
+use carrick_proxy::transit::ConnectionsFile;
 use carrick_registry::store::{
     EmbeddedStore, Store,
     etcd::{EtcdSettings, EtcdStore, TlsFiles},
@@ -11,6 +13,8 @@ use carrick_runtime::Tasks;
 
 /// The file of registrations in the state directory.
 const FILE: &str = "registry.redb";
+/// The file of connections that pass through, in the state directory.
+const CONNECTIONS: &str = "connections.redb";
 /// The key that names a store.
 pub(crate) const KEY: &str = "registry.store";
 
@@ -29,6 +33,18 @@ pub(crate) fn open(config: &Config, state: &Path, tasks: &Tasks) -> anyhow::Resu
         Chosen::Embedded => Arc::new(EmbeddedStore::open(&state.join(FILE))?),
         Chosen::Etcd(etcd) => Arc::new(EtcdStore::new(&settings(config, etcd), tasks)?),
     })
+}
+
+/// Opens the file of connections that pass through. It only saves work, so the daemon starts without it, too.
+pub(crate) fn connections(state: &Path) -> Option<ConnectionsFile> {
+    let opened = ConnectionsFile::open(&state.join(CONNECTIONS));
+    if let Err(error) = &opened {
+        tracing::warn!(
+            error = in_one_line(error),
+            "connections that pass through are not kept over a restart: their clients bring them back"
+        );
+    }
+    opened.ok()
 }
 
 /// What there is to say when the config names a store and leaves the records to NSM's registry all the same.

@@ -14,7 +14,7 @@
 //!
 //! 1. **One call at a time** for one connection. The others wait, a few of them, in the order in which they came.
 //! 2. **A request is idempotent.** It is found again by the caller's segment of the path, so one that is sent twice, or whose answer was
-//!    lost, makes no second connection. It keeps our id, also over our own restart: the path brings it back.
+//!    lost, makes no second connection. It keeps our id, also over our own restart: the path brings it back, if what was [`kept`](Transit::kept) does not.
 //! 3. **A failed first request leaves nothing**, a failed refresh leaves what there was, marked down.
 //! 4. **A close sends what is held**, not what the caller says. To close what is not known is a success; where its path shows that it
 //!    was known once, the hop that its endpoint is behind is told all the same.
@@ -24,7 +24,7 @@
 //! 7. **What is not ours is left alone**: context, mechanisms, labels and the segments of others pass as they are. What does change:
 //!    names ([`names`]), addresses ([`address`]), labels of the cluster, our own segment.
 //!
-//! The faces of the table are here, its `books` and the `turns` of one connection beside it.
+//! The faces of the table are here, its `books`, the `turns` of one connection, and what is `kept` of it beside it.
 //!
 //! Call order: any input, then [`Transit::poll_event`] and [`Transit::poll_transmit`] until both are empty, then
 //! [`Transit::poll_timeout`]. Each step is answered exactly once.
@@ -32,6 +32,7 @@
 pub mod address;
 mod books;
 mod entry;
+mod kept;
 pub mod names;
 mod turns;
 mod words;
@@ -44,6 +45,7 @@ use std::{
 use carrick_model::{SpiffeId, TrustDomain};
 use carrick_proto::connection::State;
 
+pub use self::kept::{Kept, NotRestored};
 pub use self::words::{
     Candidate, Carried, EndReason, Hop, HopClose, HopFault, HopFaultKind, HopRequest, SelectQuery, Step,
     StepId, Ticket, TransitConnection, TransitEvent, TransitFault, TransitRefusal, TransitRequest,
