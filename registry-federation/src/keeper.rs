@@ -37,6 +37,9 @@ const SWEEP: usize = 512;
 /// Endpoints of a service among which one of the service's owner is looked for. Where there are more, the service is in use.
 const ENDPOINTS_ASKED: usize = 1024;
 
+/// A store that is away for the same reason is logged again after this time.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+
 /// Pause before what could not be deleted is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 
@@ -332,6 +335,7 @@ impl Registry {
 
     async fn follow(self, store: Arc<dyn Store>) {
         let mut events = store.follow();
+        let mut warned: Option<(String, Instant)> = None;
         loop {
             let event = tokio::select! {
                 () = self.tasks().stopping() => return,
@@ -340,9 +344,14 @@ impl Registry {
             let Some(event) = event else { return };
             match &event {
                 StoreEvent::Lost(why) => {
-                    tracing::warn!(store = store.name(), why, "the registry's store is away");
+                    let known = |(before, at): &(String, Instant)| before == why && at.elapsed() < WARN_AGAIN;
+                    if !warned.as_ref().is_some_and(known) {
+                        tracing::warn!(store = store.name(), why, "the registry's store is away");
+                        warned = Some((why.clone(), Instant::now()));
+                    }
                 }
                 StoreEvent::Synced(revision) => {
+                    warned = None;
                     tracing::info!(store = store.name(), revision, "the registry has its store's state");
                     self.drop_stale::<NetworkService>().await;
                     self.drop_stale::<NetworkServiceEndpoint>().await;

@@ -1,11 +1,18 @@
-//! What is registered outlives the daemon: stopped or killed, and started again on the same state directory.
+//! What is registered outlives the daemon: stopped or killed, and started again on the same state directory. And with NSM's
+//! registry in charge, the daemon outlives that one.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use carrick_proto::registry::{NetworkService, NetworkServiceEndpoint};
 use carrick_tests::{
-    lab::{Daemon, Signal, binary},
+    lab::{Daemon, Finished, NSM, Signal, binary, needs, nsm_interop_program},
     workload::Workload,
 };
 use tonic::Code;
@@ -20,24 +27,35 @@ struct Domain {
 
 impl Domain {
     fn new(name: &str) -> Self {
+        Self::with(name, "")
+    }
+
+    /// With more lines in the config.
+    fn with(name: &str, more: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("carrick-{name}-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         let yaml = "domain: own.test\nstate_dir: state\n\
             listen: { control: \"127.0.0.1:0\", tunnel: \"127.0.0.1:0\", admin: off }\n\
             exports:\n  - { service: web, to: \"tcp://127.0.0.1:9\" }\n";
-        fs::write(directory.join("carrick.yaml"), yaml).unwrap();
+        fs::write(directory.join("carrick.yaml"), format!("{yaml}{more}\n")).unwrap();
         Self { directory, runs: 0 }
     }
 
     /// Starts the daemon and tells where its registry listens.
     fn up(&mut self) -> (Daemon, SocketAddr) {
         self.runs += 1;
-        let mut command = Command::new(binary());
-        command.arg("up").arg("-c").arg(self.directory.join("carrick.yaml"));
+        let mut command = self.carrick();
+        command.arg("up");
         let mut daemon = Daemon::spawn(&self.directory, &format!("run-{}", self.runs), command);
         let ready = daemon.wait_for_log("carrick is ready", READY);
         let control = ready.split("control=").nth(1).unwrap().split_whitespace().next().unwrap();
         (daemon, control.parse().unwrap())
+    }
+
+    fn carrick(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("-c").arg(self.directory.join("carrick.yaml"));
+        command
     }
 
     async fn workload(&self, pod: &str, registry: SocketAddr) -> Workload {
@@ -112,4 +130,72 @@ async fn registrations_outlive_a_stop_and_a_kill() {
     assert_eq!(refused.code(), Code::PermissionDenied, "names stay their owners': {refused}");
     let found = thief.services().await.unwrap();
     assert!(found.contains(&vpn), "{found:?}");
+}
+
+/// NSM deployments: heal_interdomain-registry-death. NSM's memory registry forgets everything when it ends; the daemon in front of
+/// it starts before it, and stays while it comes and goes.
+#[tokio::test]
+async fn nsms_registry_may_come_late_end_and_come_back_behind_the_daemon() {
+    if !needs(NSM) {
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut domain =
+        Domain::with("behind", &format!("compat: {{ nsm: {{ registry_url: \"tcp://127.0.0.1:{port}\" }} }}"));
+    let (daemon, control) = domain.up();
+    let nse = domain.workload("nse", control).await;
+    let refused = nse.register(endpoint("nse-1")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains(&format!("127.0.0.1:{port}")), "it says who is away: {refused}");
+
+    let ids = domain.directory.join("ids");
+    let issue = ["svid", "issue", "--id", "spiffe://own.test/registry", "--out", ids.to_str().unwrap()];
+    Finished::of(domain.carrick().args(issue)).ok();
+    fs::rename(ids.join("svid_key.pem"), ids.join("key.pem")).unwrap();
+    let bundle = domain.directory.join("bundle.json");
+    fs::write(&bundle, Finished::of(domain.carrick().args(["trust", "export"])).ok()).unwrap();
+    let serve = |n: usize| {
+        let mut command = Command::new(nsm_interop_program());
+        command.args(["serve-registry", "-listen", &format!("127.0.0.1:{port}"), "-own"]).arg(&ids);
+        command.args(["-trust", &format!("own.test={}", bundle.display())]);
+        let mut registry = Daemon::spawn(&domain.directory, &format!("nsm-{n}"), command);
+        registry.wait_for_log("\"serves\":\"registry\"", READY);
+        registry
+    };
+    // What an endpoint does: it registers until it is told yes.
+    let registers = async || {
+        let end = Instant::now() + READY;
+        loop {
+            match nse.register(endpoint("nse-1")).await {
+                Ok(registered) => return registered,
+                Err(status) => assert!(Instant::now() < end, "{status}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let until = async |names: &[&str]| {
+        let end = Instant::now() + READY;
+        loop {
+            let found = find(&nse).await;
+            if found.iter().map(|e| e.name.as_str()).eq(names.iter().copied()) {
+                return;
+            }
+            assert!(Instant::now() < end, "{found:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut registry = serve(1);
+    registers().await;
+    until(&["nse-1"]).await;
+
+    registry.kill();
+    let refused = nse.register(endpoint("nse-2")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert_eq!(find(&nse).await.len(), 1, "what it said last counts");
+
+    let _registry = serve(2);
+    until(&[]).await;
+    registers().await;
+    until(&["nse-1"]).await;
+    drop(daemon);
 }
