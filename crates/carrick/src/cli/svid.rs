@@ -117,6 +117,11 @@ pub(super) fn run(command: Svid, global: &Global, output: Output) -> anyhow::Res
     let (state, config) = (global.state_dir()?, global.load_config()?);
     let mut order = Order { id, out, lifetime, state, config, warned: Vec::new() };
     let roots = order.roots()?;
+    let (own, asked) = (roots.ca.bundle().trust_domain().clone(), order.id.trust_domain());
+    if &own != asked {
+        let message = format!("`{}` is of trust domain `{asked}`, and this domain's is `{own}`", order.id);
+        return Err(Advice::usage(message, format!("ask for an ID under spiffe://{own}/")).into());
+    }
     let show = |issued: &Issued| output.show(issued, |issued, style| human(issued, style, SystemTime::now()));
     show(&order.issue(&roots)?)?;
     if keep {
