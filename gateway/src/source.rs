@@ -11,8 +11,8 @@ use crate::local::ReadSide;
 
 /// First read of a flow; small flows need no more.
 const FIRST_READ: usize = 4 << 10;
-/// Largest read: many datagrams' worth, and below malloc's threshold for mapping pages (128 KiB).
-const LARGEST_READ: usize = 96 << 10;
+/// Largest read: each wakes whoever fills the socket, and larger ones leave the processor's cache before they are sent.
+const LARGEST_READ: usize = 384 << 10;
 /// What is read while others wait for the tunnel: it waits for its turn, and has left the processor's cache when that comes.
 /// The rest of the turn's octets are read in the turn.
 const READ_AHEAD: usize = 16 << 10;

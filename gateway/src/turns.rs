@@ -20,7 +20,7 @@ use quinn::{SendStream, WriteError};
 /// What is no longer goes before bulk: a header, a verdict, a request, an answer.
 const SHORT: usize = 4 << 10;
 /// So much a flow may write in one turn: some hundred packets in a row, which the other side can hand on at once.
-const RUN: usize = 512 << 10;
+const RUN: usize = 1 << 20;
 /// But no next piece after so long: a slow tunnel ends the turn after the first piece.
 const RUN_TIME: Duration = Duration::from_millis(3);
 
