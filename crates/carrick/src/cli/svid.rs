@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use carrick_config::BundleSource;
-use carrick_identity::{Bundle, EmbeddedCa};
+use carrick_identity::{Bundle, CaError, EmbeddedCa};
 use carrick_model::SpiffeId;
 use clap::Subcommand;
 use serde::Serialize;
@@ -117,11 +117,6 @@ pub(super) fn run(command: Svid, global: &Global, output: Output) -> anyhow::Res
     let (state, config) = (global.state_dir()?, global.load_config()?);
     let mut order = Order { id, out, lifetime, state, config, warned: Vec::new() };
     let roots = order.roots()?;
-    let (own, asked) = (roots.ca.bundle().trust_domain().clone(), order.id.trust_domain());
-    if &own != asked {
-        let message = format!("`{}` is of trust domain `{asked}`, and this domain's is `{own}`", order.id);
-        return Err(Advice::usage(message, format!("ask for an ID under spiffe://{own}/")).into());
-    }
     let show = |issued: &Issued| output.show(issued, |issued, style| human(issued, style, SystemTime::now()));
     show(&order.issue(&roots)?)?;
     if keep {
@@ -243,7 +238,12 @@ fn issue(
     others: &[Bundle],
     out: &Path,
 ) -> anyhow::Result<Issued> {
-    let svid = ca.issue(id, lifetime, SystemTime::now())?;
+    let svid = ca.issue(id, lifetime, SystemTime::now()).map_err(|fault| match fault {
+        CaError::Foreign { .. } | CaError::NoPath { .. } => {
+            Advice::usage(fault.to_string(), fault.hint()).into()
+        }
+        fault => anyhow::Error::from(fault),
+    })?;
     make_directory(out)?;
     let put = |name: &str, text: &str| {
         let path = out.join(name);
