@@ -59,27 +59,28 @@ impl Turns {
                 let mut progress = false;
                 loop {
                     // quinn keeps the state of a write in the stream, so that a write can be begun anew at each poll.
-                    let written = pin!(send.write_chunks(&mut whole)).poll(cx);
-                    match written {
-                        Poll::Ready(Ok(written)) => {
-                            progress = true;
-                            let now = Instant::now();
-                            let ends = *ends.get_or_insert(now + RUN_TIME);
-                            run += written.bytes;
-                            if written.chunks == whole.len() {
-                                // A short piece that went first does not bring a long one with it.
-                                let goes_on = length == Length::Long && run < RUN && now < ends;
-                                let next = if goes_on { more() } else { None };
-                                let Some(next) = next else { return (Poll::Ready(Ok(())), progress) };
-                                whole = [next];
-                            }
-                        }
-                        Poll::Ready(Err(error)) => return (Poll::Ready(Err(error)), progress),
-                        Poll::Pending => {
-                            no_room();
-                            return (Poll::Pending, progress);
-                        }
+                    let polled = pin!(send.write_chunks(&mut whole)).poll(cx);
+                    let Poll::Ready(result) = polled else {
+                        no_room();
+                        return (Poll::Pending, progress);
+                    };
+                    let written = match result {
+                        Ok(written) => written,
+                        Err(error) => return (Poll::Ready(Err(error)), progress),
+                    };
+                    progress = true;
+                    run += written.bytes;
+                    let now = Instant::now();
+                    let ends = *ends.get_or_insert(now + RUN_TIME);
+                    if written.chunks < whole.len() {
+                        continue;
                     }
+                    // A short piece that went first does not bring a long one with it.
+                    let goes_on = length == Length::Long && run < RUN && now < ends;
+                    let Some(next) = goes_on.then(&mut more).flatten() else {
+                        return (Poll::Ready(Ok(())), progress);
+                    };
+                    whole = [next];
                 }
             })
         })

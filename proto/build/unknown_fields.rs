@@ -66,9 +66,8 @@ fn message(kept: &mut String, lines: &mut Peekable<Lines<'_>>) -> Result<(), Box
 struct Field {
     tag: String,
     name: String,
-    /// Statements.
+    /// A statement.
     encode: String,
-    clear: String,
     /// Expressions.
     length: String,
     merge: String,
@@ -87,7 +86,6 @@ impl Field {
             tag: tag.to_owned(),
             name: name.to_owned(),
             encode: format!("if {this} != {zero} {{ {prost}::{module}::encode({tag}, &{this}, buf); }}"),
-            clear: format!("{this} = Default::default();"),
             length: format!(
                 "if {this} == {zero} {{ 0 }} else {{ {prost}::{module}::encoded_len({tag}, &{this}) }}"
             ),
@@ -96,7 +94,6 @@ impl Field {
         };
         let repeated = |module: &str| Self {
             encode: format!("{prost}::{module}::encode_repeated({tag}, &{this}, buf);"),
-            clear: format!("{this}.clear();"),
             length: format!("{prost}::{module}::encoded_len_repeated({tag}, &{this})"),
             merge: format!("{prost}::{module}::merge_repeated(wire_type, &mut {this}, buf, ctx)"),
             ..scalar(module, "")
@@ -108,7 +105,6 @@ impl Field {
             );
             Self {
                 encode: format!("{prost}::btree_map::encode({both}, {tag}, &{this}, buf);"),
-                clear: format!("{this}.clear();"),
                 length: format!("{prost}::btree_map::encoded_len({}, {tag}, &{this})", of("encoded_len")),
                 merge: format!("{prost}::btree_map::merge({}, &mut {this}, buf, ctx)", of("merge")),
                 ..scalar(module, "")
@@ -174,11 +170,7 @@ fn implementation(kept: &mut String, name: &str, fields: &[Field]) -> Result<(),
     for field in fields {
         writeln!(kept, "            + ({})", field.length)?;
     }
-    writeln!(kept, "    }}\n    fn clear(&mut self) {{")?;
-    for field in fields {
-        writeln!(kept, "        {}", field.clear)?;
-    }
-    writeln!(kept, "        self.unknown_fields = Default::default();\n    }}\n}}")?;
+    writeln!(kept, "    }}\n    fn clear(&mut self) {{\n        *self = Self::default();\n    }}\n}}")?;
     let methods: String = fields.iter().map(|field| field.methods.as_str()).collect();
     if !methods.is_empty() {
         writeln!(kept, "impl {name} {{\n{methods}}}")?;

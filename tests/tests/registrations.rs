@@ -88,6 +88,15 @@ async fn find(workload: &Workload) -> Vec<NetworkServiceEndpoint> {
     found
 }
 
+/// Checks until it is so; what was not so is told in the end.
+async fn eventually(mut check: impl AsyncFnMut() -> Result<(), String>) {
+    let end = Instant::now() + READY;
+    while let Err(fault) = check().await {
+        assert!(Instant::now() < end, "{fault}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test]
 async fn registrations_outlive_a_stop_and_a_kill() {
     let mut domain = Domain::new("registrations");
@@ -164,25 +173,15 @@ async fn nsms_registry_may_come_late_end_and_come_back_behind_the_daemon() {
     };
     // What an endpoint does: it registers until it is told yes.
     let registers = async || {
-        let end = Instant::now() + READY;
-        loop {
-            match nse.register(endpoint("nse-1")).await {
-                Ok(registered) => return registered,
-                Err(status) => assert!(Instant::now() < end, "{status}"),
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        eventually(async || nse.register(endpoint("nse-1")).await.map(drop).map_err(|s| s.to_string())).await;
     };
     let until = async |names: &[&str]| {
-        let end = Instant::now() + READY;
-        loop {
+        eventually(async || {
             let found = find(&nse).await;
-            if found.iter().map(|e| e.name.as_str()).eq(names.iter().copied()) {
-                return;
-            }
-            assert!(Instant::now() < end, "{found:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            let there = found.iter().map(|e| e.name.as_str()).eq(names.iter().copied());
+            if there { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
     };
     let mut registry = serve(1);
     registers().await;

@@ -248,7 +248,7 @@ mod tests {
             segments in prop::collection::vec(("[ab]{0,1}|gw", "[xy]{0,1}"), 0..5),
         ) -> Path {
             let segments = segments.iter().map(|(n, i)| Segment::new(n, i)).collect();
-        Path { index, segments, ..Path::default() }
+            Path { index, segments, ..Path::default() }
         }
     }
 

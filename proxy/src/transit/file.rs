@@ -3,16 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use carrick_model::{Domain, SpiffeId, TrustDomain};
 use carrick_proto::connection::Connection;
-use carrick_proxy_core::transit::{Carried, Hop, Kept};
+use carrick_proxy_core::transit::{Carried, Held, Hop, Kept};
+use carrick_runtime::create_private;
 use prost::Message as _;
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
 
 use crate::wire;
 
@@ -57,19 +57,26 @@ impl ConnectionsFile {
     /// # Errors
     /// The system refuses, or another process has the file open.
     pub fn open(path: &Path) -> Result<Self, FileFault> {
-        let fault =
-            |source: redb::Error| FileFault::Database { path: path.to_owned(), source: Box::new(source) };
-        let database = match open(path)? {
+        let io = |source| FileFault::Io { path: path.to_owned(), source };
+        let fault = |source| FileFault::Database { path: path.to_owned(), source: Box::new(source) };
+        let begin = || Database::builder().set_cache_size(CACHE).create(path).map_err(redb::Error::from);
+        create_private(path).map_err(io)?;
+        let database = match begin() {
             Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(fault(redb::Error::DatabaseAlreadyOpen)),
+            // Too short or of another kind: redb says so with an error of the system.
+            Err(redb::Error::Io(source)) if source.kind() != io::ErrorKind::InvalidData => {
+                return Err(io(source));
+            }
+            Err(error @ redb::Error::DatabaseAlreadyOpen) => return Err(fault(error)),
             Err(damage) => {
                 let aside = path.with_added_extension("damaged");
                 tracing::warn!(
                     file = %path.display(), aside = %aside.display(), error = %damage,
                     "connections of before the restart cannot be read: their clients bring them back"
                 );
-                fs::rename(path, aside).map_err(|source| FileFault::Io { path: path.to_owned(), source })?;
-                open(path)?.map_err(|error| fault(error.into()))?
+                fs::rename(path, aside).map_err(io)?;
+                create_private(path).map_err(io)?;
+                begin().map_err(fault)?
             }
         };
         Ok(Self { database, path: path.to_owned() })
@@ -116,13 +123,6 @@ impl ConnectionsFile {
     }
 }
 
-fn open(path: &Path) -> Result<Result<Database, DatabaseError>, FileFault> {
-    // So that it is for its owner alone from the beginning.
-    let private = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    private.map_err(|source| FileFault::Io { path: path.to_owned(), source })?;
-    Ok(Database::builder().set_cache_size(CACHE).create(path))
-}
-
 /// A connection on disk: a protobuf message of its own, in which fields can be added.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Form {
@@ -166,16 +166,17 @@ struct Form {
 }
 
 pub(super) fn encode(kept: Kept) -> Vec<u8> {
+    let held = kept.held;
     let (mut hop_domain, mut hop_url, mut hop_trust_domain) = Default::default();
-    match kept.hop {
+    match held.hop {
         Hop::Domain(domain) => hop_domain = domain.to_string(),
         Hop::Url { url, trust_domain } => {
             hop_url = url;
             hop_trust_domain = trust_domain.map(|td| td.to_string()).unwrap_or_default();
         }
     }
-    let same_path = kept.carried.path == kept.shown.path;
-    let mut shown = wire::message(kept.shown);
+    let same_path = held.carried.path == held.shown.path;
+    let mut shown = wire::message(held.shown);
     if same_path {
         shown.path = None;
     }
@@ -189,13 +190,13 @@ pub(super) fn encode(kept: Kept) -> Vec<u8> {
         hop_domain,
         hop_url,
         hop_trust_domain,
-        asked_service: kept.asked_service,
-        service: kept.service,
-        endpoint: kept.endpoint,
-        leaves: kept.leaves,
-        known_as: kept.known_as,
-        labels: kept.labels,
-        carried: Some(wire::message(kept.carried)),
+        asked_service: held.asked_service,
+        service: held.service,
+        endpoint: held.endpoint,
+        leaves: held.leaves,
+        known_as: held.known_as,
+        labels: held.labels,
+        carried: Some(wire::message(held.carried)),
         shown: Some(shown),
     };
     form.encode_to_vec()
@@ -220,15 +221,17 @@ fn decode(octets: &[u8]) -> Option<Kept> {
         origin: (form.origin_name, form.origin_id),
         since: time(form.since)?,
         lease_end: time(form.lease_end)?,
-        hop,
-        asked_service: form.asked_service,
-        service: form.service,
-        endpoint: form.endpoint,
-        leaves: form.leaves,
-        known_as: form.known_as,
-        labels: form.labels,
-        carried,
-        shown,
+        held: Held {
+            hop,
+            asked_service: form.asked_service,
+            service: form.service,
+            endpoint: form.endpoint,
+            leaves: form.leaves,
+            known_as: form.known_as,
+            labels: form.labels,
+            carried,
+            shown,
+        },
     })
 }
 
@@ -272,15 +275,17 @@ mod tests {
             origin: ("nsc".to_owned(), "c".to_owned()),
             since: at(5),
             lease_end: at(6),
-            hop,
-            asked_service: "web@onprem.test".to_owned(),
-            service: "web".to_owned(),
-            endpoint: "nse".to_owned(),
-            leaves: true,
-            known_as: "nse@onprem.test".to_owned(),
-            labels: [("app".to_owned(), "a".to_owned())].into(),
-            carried: Carried { connection: connection.clone(), path: path.clone() },
-            shown: Carried { connection, path },
+            held: Held {
+                hop,
+                asked_service: "web@onprem.test".to_owned(),
+                service: "web".to_owned(),
+                endpoint: "nse".to_owned(),
+                leaves: true,
+                known_as: "nse@onprem.test".to_owned(),
+                labels: [("app".to_owned(), "a".to_owned())].into(),
+                carried: Carried { connection: connection.clone(), path: path.clone() },
+                shown: Carried { connection, path },
+            },
         }
     }
 
@@ -290,7 +295,7 @@ mod tests {
         let path = directory.path().join("connections.redb");
         let url = |trust_domain| Hop::Url { url: "tcp://10.0.0.1:5001".to_owned(), trust_domain };
         let mut other_path = kept("d", url(None));
-        other_path.shown.path.segments.pop();
+        other_path.held.shown.path.segments.pop();
         let all = [
             kept("a", url(None)),
             kept("b", url(Some(TrustDomain::new("onprem.test").unwrap()))),

@@ -103,11 +103,8 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn rule(source: &[(&str, &str)], routes: &[&[(&str, &str)]]) -> Match {
-        let route = |to: &&[(&str, &str)]| Destination {
-            destination_selector: labels(to),
-            weight: 0,
-            ..Destination::default()
-        };
+        let route =
+            |to: &&[(&str, &str)]| Destination { destination_selector: labels(to), ..Destination::default() };
         Match {
             source_selector: labels(source),
             routes: routes.iter().map(route).collect(),
@@ -229,9 +226,14 @@ pub(crate) mod tests {
         ) -> Match {
             Match {
                 source_selector: source,
-                routes: routes.into_iter().map(|destination_selector| Destination { destination_selector, weight: 0, ..Destination::default() }).collect(),
+                routes: routes
+                    .into_iter()
+                    .map(|destination_selector| Destination { destination_selector, ..Destination::default() })
+                    .collect(),
                 fallthrough: falls,
-                metadata: metadata.then(Metadata::default), ..Match::default() }
+                metadata: metadata.then(Metadata::default),
+                ..Match::default()
+            }
         }
     }
 
@@ -245,7 +247,11 @@ pub(crate) mod tests {
             let all: Vec<NetworkServiceEndpoint> = all
                 .into_iter()
                 .map(|labels| NetworkServiceEndpoint {
-                    network_service_labels: [("web".to_owned(), NetworkServiceLabels { labels, ..NetworkServiceLabels::default() })].into(),
+                    network_service_labels: [(
+                        "web".to_owned(),
+                        NetworkServiceLabels { labels, ..NetworkServiceLabels::default() },
+                    )]
+                    .into(),
                     ..NetworkServiceEndpoint::default()
                 })
                 .collect();

@@ -54,22 +54,26 @@ pub(super) struct Entry {
 }
 
 /// What the next hop granted.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) hop: Hop,
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    /// Who is next on the way.
+    pub hop: Hop,
     /// The service as the owner wrote it.
-    pub(super) asked_service: String,
+    pub asked_service: String,
     /// As sent on.
-    pub(super) service: String,
-    pub(super) endpoint: String,
-    pub(super) leaves: bool,
-    pub(super) known_as: String,
-    pub(super) labels: BTreeMap<String, String>,
+    pub service: String,
+    /// The endpoint, as the next hop calls it.
+    pub endpoint: String,
+    /// It leaves the domain.
+    pub leaves: bool,
+    /// Under which name selection knows the endpoint.
+    pub known_as: String,
+    /// Labels of the client.
+    pub labels: BTreeMap<String, String>,
     /// As the next hop returned it: its names, our segment the current one.
-    pub(super) carried: Carried,
-    /// As our caller and our monitors see it.
-    pub(super) shown: Carried,
-    pub(super) down: bool,
+    pub carried: Carried,
+    /// As our caller and our monitors see it. Its state is the connection's.
+    pub shown: Carried,
 }
 
 /// A call that waits for its turn.
@@ -196,8 +200,12 @@ impl Held {
     }
 
     pub(super) fn set_state(&mut self, state: State) {
-        self.down = state == State::Down;
         self.shown.connection.set_state(state);
+    }
+
+    /// The next hop says that it is down, or does not say anything.
+    pub(super) fn is_down(&self) -> bool {
+        self.shown.connection.state() == State::Down
     }
 
     /// Whether a request is for what is held, and not for something else under the same id.

@@ -14,7 +14,8 @@
 //!
 //! 1. **One call at a time** for one connection. The others wait, a few of them, in the order in which they came.
 //! 2. **A request is idempotent.** It is found again by the caller's segment of the path, so one that is sent twice, or whose answer was
-//!    lost, makes no second connection. It keeps our id, also over our own restart: the path brings it back, if what was [`kept`](Transit::kept) does not.
+//!    lost, makes no second connection. It keeps our id, also over our own restart: what was [`kept`](Transit::kept) brings it back,
+//!    else the path does.
 //! 3. **A failed first request leaves nothing**, a failed refresh leaves what there was, marked down.
 //! 4. **A close sends what is held**, not what the caller says. To close what is not known is a success; where its path shows that it
 //!    was known once, the hop that its endpoint is behind is told all the same.
@@ -45,7 +46,6 @@ use std::{
 use carrick_model::{SpiffeId, TrustDomain};
 use carrick_proto::connection::State;
 
-pub use self::kept::{Kept, NotRestored};
 pub use self::words::{
     Candidate, Carried, EndReason, Hop, HopClose, HopFault, HopFaultKind, HopRequest, SelectQuery, Step,
     StepId, Ticket, TransitConnection, TransitEvent, TransitFault, TransitRefusal, TransitRequest,
@@ -55,6 +55,10 @@ use self::{
     address::AddressMap,
     entry::{CloseTokens, Doing, Entry, Job, Origin},
     turns::checked,
+};
+pub use self::{
+    entry::Held,
+    kept::{Kept, NotRestored},
 };
 use crate::{
     clock::Now,
@@ -248,7 +252,7 @@ impl Transit {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let owner = entry.owner.clone();
         let Some(held) = entry.held.as_mut().filter(|h| &h.hop == hop) else { return };
-        let before = (held.shown.clone(), held.down);
+        let before = held.shown.clone();
         match news {
             News::Lost => held.set_state(State::Down),
             News::Update(told) => {
@@ -269,7 +273,7 @@ impl Transit {
                 held.set_state(told.connection.state());
             }
         }
-        if (&held.shown, held.down) != (&before.0, before.1) {
+        if held.shown != before {
             let carried = Box::new(held.shown.clone());
             self.events.push_back(TransitEvent::Published { id: id.to_owned(), owner, carried });
         }
@@ -337,7 +341,7 @@ impl Transit {
                 endpoint: h.endpoint.clone(),
                 labels: h.labels.clone(),
                 hop: h.hop.clone(),
-                down: h.down,
+                down: h.is_down(),
                 since: e.since,
                 lease_end: e.lease_end,
             }

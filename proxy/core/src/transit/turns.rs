@@ -190,7 +190,6 @@ impl Transit {
             labels: asked.labels.clone(),
             carried: reply,
             shown: shown.clone(),
-            down: false,
         });
         entry.published = true;
         let (id, owner) = (entry.id.clone(), entry.owner.clone());
@@ -220,7 +219,7 @@ impl Transit {
 
     /// A request is not granted: what was held stays held, and is down.
     pub(super) fn failed(&mut self, entry: &mut Entry, ticket: Ticket, fault: TransitFault) {
-        if let Some(held) = entry.held.as_mut().filter(|h| !h.down) {
+        if let Some(held) = entry.held.as_mut().filter(|h| !h.is_down()) {
             held.set_state(State::Down);
             let (id, owner) = (entry.id.clone(), entry.owner.clone());
             let carried = Box::new(held.shown.clone());

@@ -17,12 +17,13 @@ mod follow;
 mod writer;
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
 
+use carrick_runtime::create_private;
 use futures::{StreamExt as _, stream::BoxStream};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -155,18 +156,6 @@ impl Drop for EmbeddedStore {
             let _panicked = writer.join();
         }
     }
-}
-
-/// Creates the file for its owner alone, and makes its name durable.
-fn create_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    match fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => {}
-        Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(fault) => return Err(fault),
-    }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]
